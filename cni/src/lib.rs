@@ -1,0 +1,1 @@
+//! Container Network Model.

@@ -1,0 +1,2 @@
+//! The process beside each container.
+fn main() {}

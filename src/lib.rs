@@ -1,0 +1,3 @@
+//! Berth: a Kubernetes-compatible CRI runtime service.
+
+pub mod proto;

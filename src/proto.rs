@@ -1,0 +1,17 @@
+//! Messages and services generated from `proto/`.
+
+/// The Container Runtime Interface (`proto/runtime/v1/api.proto`).
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    deprecated,
+    clippy::all,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss
+)]
+pub mod runtime {
+    /// CRI v1.
+    pub mod v1 {
+        tonic::include_proto!("runtime.v1");
+    }
+}
