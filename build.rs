@@ -4,7 +4,13 @@ use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let files = protox::compile(["runtime/v1/api.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(files)?;
+    let files = protox::compile(
+        ["runtime/v1/api.proto", "berth/v1/images.proto", "berth/v1/record.proto"],
+        ["proto"],
+    )?;
+    tonic_prost_build::configure()
+        // Verbose status answers show configurations as JSON.
+        .type_attribute(".runtime.v1", "#[derive(serde::Serialize)]")
+        .compile_fds(files)?;
     Ok(())
 }

@@ -15,3 +15,12 @@ pub mod runtime {
         tonic::include_proto!("runtime.v1");
     }
 }
+
+/// Berth's own messages (`proto/berth/v1`).
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+pub mod berth {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("berth.v1");
+    }
+}

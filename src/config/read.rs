@@ -1,0 +1,315 @@
+//! From settings to [`Config`]: types, ranges and what values must be to each other.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+
+use super::problem::{Problem, suggestion};
+use super::reader::{Reader, name_fits};
+use super::settings::Settings;
+use super::{
+    BUILTIN_RUNTIME, Bridge, Cgroup, CgroupDriver, Config, Grpc, Images, Listen, Log, LogFormat, Metrics,
+    Network, NetworkMode, NetworkStore, Runtime, Streaming,
+};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Reads all settings. `None` or new `problems` when something is wrong.
+pub(crate) fn config(settings: &Settings, problems: &mut Vec<Problem>) -> Option<Config> {
+    let reader = Reader { settings, problems: RefCell::default() };
+    let config = reader.config();
+    problems.append(&mut reader.problems.into_inner());
+    config
+}
+
+impl Reader<'_> {
+    // Each `let` finds its own problems; only then `?` gives up, so that one run names them all.
+    fn config(&self) -> Option<Config> {
+        let version: Option<u32> = self.number("version", 1..=1);
+        let root = self.path("root");
+        let state = self.path("state");
+        let shim = self.optional_path("shim");
+        let grpc = self.grpc(state.as_deref());
+        let log = self.log();
+        let streaming = self.streaming();
+        let metrics = self.metrics();
+        let cgroup = self.cgroup();
+        let images = self.images();
+        let network = self.network();
+        let runtimes = self.runtimes(state.as_deref());
+        let default_runtime = self.text("default_runtime");
+        if !runtimes.contains_key(&default_runtime) {
+            let names: Vec<&str> = runtimes.keys().map(String::as_str).collect();
+            let hint = suggestion(&default_runtime, &names);
+            self.refuse("default_runtime", format!("no runtime of the name {default_runtime:?}{hint}"));
+        }
+        let (root, state) = (root?, state?);
+        if root == state {
+            self.refuse(
+                "state",
+                "is the same directory as `root`: one is kept at a reboot, the other is not",
+            );
+        }
+        version?;
+        Some(Config {
+            root,
+            state,
+            shim,
+            default_runtime,
+            grpc: grpc?,
+            log: log?,
+            streaming: streaming?,
+            metrics,
+            cgroup: cgroup?,
+            images: images?,
+            network: network?,
+            runtimes,
+        })
+    }
+
+    fn grpc(&self, state: Option<&Path>) -> Option<Grpc> {
+        let address = match self.optional_path("grpc.address") {
+            Some(path) => Some(path),
+            None if self.text("grpc.address").is_empty() => state.map(|state| state.join("berth.sock")),
+            None => None,
+        };
+        if let Some(address) = &address {
+            // sun_path of unix(7) holds 108 bytes with the terminating zero.
+            if address.as_os_str().len() > 107 {
+                self.refuse("grpc.address", format!("{} is longer than 107 bytes", address.display()));
+            }
+            if address.ends_with("run/crio/crio.sock") {
+                self.refuse(
+                    "grpc.address",
+                    "the kubelet takes a socket of this name for CRI-O's: choose another",
+                );
+            }
+        }
+        let gid = self.number("grpc.gid", 0..=i64::from(u32::MAX - 1));
+        let max_message_size = self.size("grpc.max_message_size", MIB..=GIB);
+        let deadline = self.duration("grpc.deadline", SECOND..=DAY);
+        let max_concurrent_calls = self.number("grpc.max_concurrent_calls", 1..=65536);
+        let max_concurrent_reads = self.number("grpc.max_concurrent_reads", 1..=65536);
+        Some(Grpc {
+            address: address?,
+            gid: gid?,
+            max_message_size: usize::try_from(max_message_size?).ok()?,
+            deadline: deadline?,
+            max_concurrent_calls: max_concurrent_calls?,
+            max_concurrent_reads: max_concurrent_reads?,
+        })
+    }
+
+    fn log(&self) -> Option<Log> {
+        let format = self.choice("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+        let level = self.text("log.level");
+        // The filter takes a lone unknown word for the name of a module, and would then log nothing.
+        const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+        let word = level.to_lowercase();
+        if level.is_empty() || (!level.contains(['=', ',']) && !LEVELS.contains(&word.as_str())) {
+            self.refuse("log.level", format!("no such level: {level:?}{}", suggestion(&word, &LEVELS)));
+        } else if let Err(error) = level.parse::<tracing_subscriber::filter::Targets>() {
+            self.refuse("log.level", error);
+        }
+        Some(Log { format: format?, level })
+    }
+
+    fn streaming(&self) -> Option<Streaming> {
+        let address = self.socket_address("streaming.address");
+        let idle_timeout = self.duration("streaming.idle_timeout", SECOND..=DAY * 7);
+        Some(Streaming { address: address?, idle_timeout: idle_timeout? })
+    }
+
+    fn metrics(&self) -> Metrics {
+        let text = self.text("metrics.address");
+        let address = match text.as_str() {
+            "" => None,
+            path if path.starts_with('/') => self.optional_path("metrics.address").map(Listen::Unix),
+            _ => self.socket_address("metrics.address").map(Listen::Tcp),
+        };
+        Metrics { address }
+    }
+
+    fn cgroup(&self) -> Option<Cgroup> {
+        let driver = self.choice(
+            "cgroup.driver",
+            &[
+                ("auto", CgroupDriver::Auto),
+                ("systemd", CgroupDriver::Systemd),
+                ("cgroupfs", CgroupDriver::Cgroupfs),
+            ],
+        );
+        let root = self.text("cgroup.root");
+        if !root.ends_with(".slice") {
+            self.absolute("cgroup.root", &root, None);
+        }
+        Some(Cgroup { driver: driver?, root })
+    }
+
+    fn images(&self) -> Option<Images> {
+        let config_path = self.paths("images.config_path");
+        let max_parallel_downloads = self.number("images.max_parallel_downloads", 1..=64);
+        let progress_timeout = self.duration("images.progress_timeout", SECOND..=DAY);
+        let pinned = self.list("images.pinned");
+        for (reference, origin) in &pinned {
+            if reference.is_empty() || reference.contains(char::is_whitespace) {
+                self.refuse_at(
+                    origin.clone(),
+                    "images.pinned",
+                    format!("{reference:?} is no image reference"),
+                );
+            }
+        }
+        let max_layer_size = self.size("images.max_layer_size", MIB..=u64::MAX);
+        let max_layer_entries = self.number("images.max_layer_entries", 1..=i64::MAX);
+        let max_decompression_ratio = self.number("images.max_decompression_ratio", 2..=i64::MAX);
+        let discard_unpacked_layers = self.boolean("images.discard_unpacked_layers");
+        Some(Images {
+            config_path,
+            max_parallel_downloads: max_parallel_downloads?,
+            progress_timeout: progress_timeout?,
+            pinned: pinned.into_iter().map(|(reference, _)| reference).collect(),
+            max_layer_size: max_layer_size?,
+            max_layer_entries: max_layer_entries?,
+            max_decompression_ratio: max_decompression_ratio?,
+            discard_unpacked_layers: discard_unpacked_layers?,
+        })
+    }
+
+    fn network(&self) -> Option<Network> {
+        let mode = self.choice(
+            "network.mode",
+            &[("auto", NetworkMode::Auto), ("builtin", NetworkMode::Builtin), ("cni", NetworkMode::Cni)],
+        );
+        let default = self.text("network.default");
+        if default.is_empty() {
+            self.refuse("network.default", "names no network");
+        }
+        let table = self.text("network.table");
+        if !name_fits(&table, 64, "_-") {
+            let message = format!("{table:?} is no table name: letters, digits, `_` and `-`, at most 64");
+            self.refuse("network.table", message);
+        }
+        let cni_conf_dir = self.path("network.cni_conf_dir");
+        let cni_bin_dirs = self.paths("network.cni_bin_dirs");
+        let bridge = self.bridge();
+        let etcd = self.choice("network.store", &[("embedded", false), ("etcd", true)]);
+        let store = if etcd? {
+            NetworkStore::Etcd { endpoints: self.etcd_endpoints(), prefix: self.text("network.etcd.prefix") }
+        } else {
+            NetworkStore::Embedded
+        };
+        Some(Network {
+            mode: mode?,
+            default,
+            table,
+            cni_conf_dir: cni_conf_dir?,
+            cni_bin_dirs,
+            bridge: bridge?,
+            store,
+        })
+    }
+
+    fn etcd_endpoints(&self) -> Vec<String> {
+        let endpoints = self.list("network.etcd.endpoints");
+        if endpoints.is_empty() {
+            self.refuse("network.store", "\"etcd\" needs `network.etcd.endpoints`");
+        }
+        for (endpoint, origin) in &endpoints {
+            if !url::Url::parse(endpoint)
+                .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            {
+                let message = format!("{endpoint:?} is no http or https URL");
+                self.refuse_at(origin.clone(), "network.etcd.endpoints", message);
+            }
+        }
+        endpoints.into_iter().map(|(endpoint, _)| endpoint).collect()
+    }
+
+    fn bridge(&self) -> Option<Bridge> {
+        let name = self.text("network.bridge.name");
+        // dev_valid_name() of the kernel: IFNAMSIZ is 16 with the terminating zero.
+        let refused = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+        if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(refused) {
+            let message = format!("{name:?} is no interface name: 1 to 15 bytes, no `/`, `:` or space");
+            self.refuse("network.bridge.name", message);
+        }
+        let subnets = self.subnets("network.bridge.subnets");
+        let ipv6 = subnets.iter().any(IpNetwork::is_ipv6);
+        let mtu: u32 = match self.number("network.bridge.mtu", 0..=65535)? {
+            small @ 1..1280 if ipv6 => {
+                self.refuse("network.bridge.mtu", format!("{small} is too small for IPv6, which needs 1280"));
+                small
+            }
+            small @ 1..68 => {
+                self.refuse("network.bridge.mtu", format!("{small} is too small for IPv4, which needs 68"));
+                small
+            }
+            fitting => fitting,
+        };
+        Some(Bridge { name, subnets, mtu: (mtu != 0).then_some(mtu) })
+    }
+
+    fn runtimes(&self, state: Option<&Path>) -> BTreeMap<String, Runtime> {
+        let mut runtimes = BTreeMap::from([(BUILTIN_RUNTIME.to_owned(), Runtime::Berth)]);
+        for name in self.settings.names_below("runtimes") {
+            let table = format!("runtimes.{name}");
+            // A RuntimeClass handler is a DNS label (RFC 1123).
+            let label = name_fits(name, 63, "-") && !name.starts_with('-') && !name.ends_with('-');
+            if !label || name.contains(|c: char| c.is_ascii_uppercase()) {
+                self.refuse(&table, "a handler's name is lower case letters, digits and `-`, at most 63");
+            }
+            if let Some(runtime) = self.runtime(name, &table, state) {
+                runtimes.insert(name.to_owned(), runtime);
+            }
+        }
+        runtimes
+    }
+
+    fn runtime(&self, name: &str, table: &str, state: Option<&Path>) -> Option<Runtime> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum Type {
+            Berth,
+            Oci,
+            Shim,
+        }
+        let key = format!("{table}.type");
+        let kind = match self.entry(&key) {
+            Some(_) => {
+                self.choice(&key, &[("berth", Type::Berth), ("oci", Type::Oci), ("shim", Type::Shim)])?
+            }
+            None if name == BUILTIN_RUNTIME => Type::Berth,
+            None => Type::Oci,
+        };
+        let (path_key, root_key) = (format!("{table}.path"), format!("{table}.root"));
+        let root = self.optional_path(&root_key);
+        if root.is_some() && kind != Type::Oci {
+            self.refuse(&root_key, "only a runtime of type \"oci\" has one");
+        }
+        if name == BUILTIN_RUNTIME && kind != Type::Berth {
+            self.refuse(&key, "the handler \"berth\" is the built-in one: give the other a name of its own");
+            return None;
+        }
+        let path = self.optional_path(&path_key);
+        if kind == Type::Berth {
+            if path.is_some() {
+                self.refuse(&path_key, "a runtime of type \"berth\" is linked in and has no program");
+            }
+            return Some(Runtime::Berth);
+        }
+        if path.is_none() && self.text(&path_key).is_empty() {
+            self.refuse(table, "`path` is missing: which program?");
+        }
+        let path = path?;
+        Some(match kind {
+            Type::Shim => Runtime::Shim { path },
+            _ => Runtime::Oci { path, root: root.or_else(|| Some(state?.join("runtimes").join(name)))? },
+        })
+    }
+}
