@@ -1,1 +1,38 @@
-//! Container Network Model.
+//! The Container Network Model (CNM) on one host: sandboxes, endpoints, networks, drivers and address management.
+//!
+//! ```text
+//!   Controller ── records first (store, redb) ── then the kernel (worker threads, netlink)
+//!       │
+//!       ├─ ipam      which address: pools, leases, reuse as late as possible
+//!       ├─ driver    how a sandbox is attached: bridge, host, none
+//!       └─ firewall  nftables: static chains, an endpoint is set elements
+//! ```
+//!
+//! A **sandbox** is one network stack (a network namespace that somebody else made and pinned), an **endpoint** joins a
+//! sandbox to a **network**. Everything is crash-only: what is about to be made is recorded first, every step can be redone
+//! and undone any number of times, and [`Controller::reconcile`] holds the records against the kernel.
+//!
+//! The crate executes no program and knows nothing of pods.
+
+pub mod controller;
+pub mod driver;
+pub mod error;
+pub mod ipam;
+pub mod model;
+
+mod conntrack;
+mod firewall;
+mod link;
+mod netlink;
+mod netns;
+mod nft;
+mod ports;
+mod store;
+mod sysctl;
+mod worker;
+
+pub use controller::{Controller, Flow, Options, Report, Traffic};
+pub use error::{Error, Kind, Result};
+pub use model::{
+    BridgeOptions, Endpoint, EndpointOptions, Network, PortMapping, Protocol, Sandbox, SandboxSpec,
+};

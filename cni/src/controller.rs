@@ -1,0 +1,422 @@
+//! The controller: the one handle through which sandboxes join and leave networks.
+//!
+//! ```text
+//!   create_sandbox ──► join ──► … ──► leave ──► … ──► delete_sandbox
+//!                       │ record (leases, ports, endpoint: one commit)
+//!                       └ kernel (set elements, veth pair, addresses, routes)
+//! ```
+//!
+//! Every call may be repeated. A call that failed or was cut off half-way leaves a record of what it was about to make; the
+//! next `join`, `leave`, `delete_sandbox` or [`Controller::reconcile`] finishes or undoes it. Work is done on the threads of
+//! `worker`, calls on one sandbox one after the other; when a caller goes away, the work is finished all the same.
+
+mod endpoint;
+mod networks;
+mod reconcile;
+mod traffic;
+
+pub use traffic::{Flow, Traffic};
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    path::PathBuf,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use parking_lot::RwLock;
+use tokio::sync::{Mutex, RwLock as Gate};
+
+use crate::{
+    driver::{Context, Driver},
+    error::{Error, Result},
+    firewall::{Firewall, endpoint_elements, network_elements},
+    ipam::{Embedded, IpamDriver, Pool},
+    link,
+    model::{
+        BridgeOptions, Endpoint, EndpointOptions, Network, NetworkDriver, Sandbox, SandboxSpec, check_name,
+        stable_hash,
+    },
+    nft::Element,
+    store::{self, Store, commit},
+    worker::{Kernel, Workers},
+};
+
+/// After a sandbox is deleted its namespace usually goes, and the kernel takes the veth pair with it, without anyone waiting.
+/// After this time we look whether it did.
+const LINK_GRACE: Duration = Duration::from_secs(3);
+/// Locks for sandboxes; two that share one wait for each other, which costs nothing but time.
+const STRIPES: u64 = 64;
+
+/// How a controller is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The record file. On a file system that ends with the boot (the daemon's state directory).
+    pub store: PathBuf,
+    /// Where networks made by [`Controller::create_network`] are kept; on the daemon's root directory. `None`: they end with
+    /// the process.
+    pub definitions: Option<PathBuf>,
+    /// Name of our nftables table. One per daemon.
+    pub table: String,
+    /// How our interfaces on the host begin: 1 to 8 letters and digits. One per daemon; none may be another's followed by
+    /// hexadecimal digits.
+    pub interface_prefix: String,
+    /// Name of the default network.
+    pub network: String,
+    /// The default network.
+    pub bridge: BridgeOptions,
+}
+
+impl Options {
+    /// The usual names, a record file and a default network.
+    #[must_use]
+    pub fn new(store: PathBuf, bridge: BridgeOptions) -> Self {
+        Self {
+            store,
+            definitions: None,
+            table: "berth".to_owned(),
+            interface_prefix: "berth".to_owned(),
+            network: "bridge".to_owned(),
+            bridge,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        check_name("table", &self.table)?;
+        check_name("network", &self.network)?;
+        let prefix = &self.interface_prefix;
+        if prefix.is_empty() || prefix.len() > 8 || !prefix.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err(Error::invalid("interface prefix", prefix, "1 to 8 letters and digits"));
+        }
+        Ok(())
+    }
+}
+
+/// What [`Controller::reconcile`] found and did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Sandboxes that were recorded and are not live: undone.
+    pub removed_sandboxes: Vec<String>,
+    /// Interfaces of ours that no record owns: deleted.
+    pub removed_links: Vec<String>,
+    /// Leases that no endpoint owns: ended.
+    pub removed_leases: usize,
+    /// Host port claims that no sandbox owns: ended.
+    pub removed_ports: usize,
+    /// Set elements that no record owns: removed.
+    pub removed_elements: usize,
+    /// Set elements that were missing: added.
+    pub restored_elements: usize,
+    /// Endpoints whose interface was missing or detached: joined again, as sandbox and network.
+    pub restored_endpoints: Vec<(String, String)>,
+    /// What could not be done.
+    pub errors: Vec<Error>,
+}
+
+/// A network in service.
+#[derive(Debug)]
+struct Active {
+    network: Network,
+    driver: Box<dyn Driver>,
+    pools: Vec<Pool>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    ipam: Box<dyn IpamDriver>,
+    firewall: Firewall,
+    prefix: String,
+    definitions: Option<PathBuf>,
+    default_network: String,
+    networks: RwLock<HashMap<String, Arc<Active>>>,
+}
+
+/// Handle to the networks of this host; clones share everything.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    inner: Arc<Inner>,
+    workers: Workers,
+    stripes: Arc<Vec<Arc<Mutex<()>>>>,
+    /// Held shared by every change, exclusively by reconciliation.
+    gate: Arc<Gate<()>>,
+}
+
+impl Controller {
+    /// Opens the records and makes the default network and those defined be there. Blocks for some milliseconds: call it
+    /// before serving. All work happens in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Options that make no sense, a record file that can't be opened (or is open in another process), a refusal of the kernel.
+    pub fn open(options: Options) -> Result<Self> {
+        options.check()?;
+        let workers = Workers::start()?;
+        let inner = Inner {
+            store: Store::open(&options.store)?,
+            ipam: Box::new(Embedded),
+            firewall: Firewall::new(options.table),
+            prefix: options.interface_prefix,
+            definitions: options.definitions,
+            default_network: options.network.clone(),
+            networks: RwLock::default(),
+        };
+        let mut kernel = Kernel::open().map_err(Error::kernel("opening netlink sockets"))?;
+        inner.firewall.ensure(&mut kernel.filter)?;
+        let mut networks = vec![
+            Network { name: options.network, driver: NetworkDriver::Bridge(options.bridge) },
+            Network { name: "host".to_owned(), driver: NetworkDriver::Host },
+            Network { name: "none".to_owned(), driver: NetworkDriver::None },
+        ];
+        networks.extend(inner.defined()?);
+        for network in networks {
+            inner.activate(&mut kernel, network)?;
+        }
+        Ok(Self {
+            inner: Arc::new(inner),
+            workers,
+            stripes: Arc::new((0..STRIPES).map(|_| Arc::default()).collect()),
+            gate: Arc::default(),
+        })
+    }
+
+    /// Records a sandbox on a network namespace that is pinned at a path.
+    ///
+    /// # Errors
+    /// A bad id; the sandbox exists on another namespace.
+    pub async fn create_sandbox(&self, spec: SandboxSpec) -> Result<()> {
+        check_name("sandbox id", &spec.id)?;
+        self.change("creating a network sandbox", spec.id.clone(), move |inner, _| {
+            let tx = inner.store.write()?;
+            match store::sandbox(&tx, &spec.id)? {
+                Some(present) if present.netns == spec.netns => return Ok(()),
+                Some(present) => return Err(Error::SandboxExists { id: spec.id, netns: present.netns }),
+                None => {}
+            }
+            store::put_sandbox(&tx, &Sandbox { id: spec.id, netns: spec.netns, endpoints: Vec::new() })?;
+            commit(tx)
+        })
+        .await?
+    }
+
+    /// Joins a sandbox to a network. Joining again with the same options makes sure that everything is there and returns the
+    /// same endpoint.
+    ///
+    /// # Errors
+    /// See [`Error`]; after an error nothing of the endpoint is left.
+    pub async fn join(&self, sandbox: &str, network: &str, options: EndpointOptions) -> Result<Endpoint> {
+        let (id, network) = (sandbox.to_owned(), network.to_owned());
+        self.change("joining a network", sandbox.to_owned(), move |inner, kernel| {
+            inner.join(kernel, &id, &network, &options)
+        })
+        .await?
+    }
+
+    /// Takes a sandbox out of a network; its interface is gone when this returns. A sandbox or an endpoint that is not there
+    /// is left already.
+    ///
+    /// # Errors
+    /// Everything that could not be undone. The endpoint stays on record then, and leaving can be tried again.
+    pub async fn leave(&self, sandbox: &str, network: &str) -> Result<(), Vec<Error>> {
+        let (id, network) = (sandbox.to_owned(), network.to_owned());
+        self.change("leaving a network", sandbox.to_owned(), move |inner, kernel| {
+            inner.leave(kernel, &id, &network)
+        })
+        .await
+        .unwrap_or_else(|error| Err(vec![error]))
+    }
+
+    /// Takes a sandbox out of all networks and forgets it. Does not wait for its interfaces: they go with the namespace, or a
+    /// few seconds later if somebody else holds that. A sandbox that is not there is deleted already.
+    ///
+    /// # Errors
+    /// Everything that could not be undone. The sandbox stays on record then, and deleting can be tried again.
+    pub async fn delete_sandbox(&self, id: &str) -> Result<(), Vec<Error>> {
+        let sandbox = id.to_owned();
+        let links = self
+            .change("deleting a network sandbox", sandbox.clone(), move |inner, kernel| {
+                inner.delete_sandbox(kernel, &sandbox, false)
+            })
+            .await
+            .unwrap_or_else(|error| Err(vec![error]))?;
+        if !links.is_empty() {
+            let (inner, workers) = (Arc::downgrade(&self.inner), self.workers.clone());
+            tokio::spawn(collect(inner, workers, Arc::clone(&self.gate), links));
+        }
+        Ok(())
+    }
+
+    /// A sandbox as recorded. Never waits for the kernel.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn sandbox(&self, id: &str) -> Result<Option<Sandbox>> {
+        self.inner.store.sandbox(id)
+    }
+
+    /// All sandboxes as recorded.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn sandboxes(&self) -> Result<Vec<Sandbox>> {
+        self.inner.store.sandboxes()
+    }
+
+    /// All networks, by name.
+    #[must_use]
+    pub fn networks(&self) -> Vec<Network> {
+        let mut networks: Vec<_> =
+            self.inner.networks.read().values().map(|active| active.network.clone()).collect();
+        networks.sort_by(|a, b| a.name.cmp(&b.name));
+        networks
+    }
+
+    /// Name of the default network.
+    #[must_use]
+    pub fn default_network(&self) -> &str {
+        &self.inner.default_network
+    }
+
+    /// Adds a network and keeps its definition. Adding the same again is fine.
+    ///
+    /// # Errors
+    /// A network of that name with other options, overlapping subnets, a refusal of the kernel.
+    pub async fn create_network(&self, network: Network) -> Result<()> {
+        let exclusive = Arc::clone(&self.gate).write_owned().await;
+        let inner = Arc::clone(&self.inner);
+        self.workers
+            .run("creating a network", move |kernel| {
+                let _exclusive = exclusive;
+                inner.create_network(kernel, network)
+            })
+            .await?
+    }
+
+    /// Removes a network that nobody has joined. One that is not there is removed already.
+    ///
+    /// # Errors
+    /// It is in use or built in, or the kernel refuses.
+    pub async fn delete_network(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        let exclusive = Arc::clone(&self.gate).write_owned().await;
+        let inner = Arc::clone(&self.inner);
+        self.workers
+            .run("deleting a network", move |kernel| {
+                let _exclusive = exclusive;
+                inner.delete_network(kernel, &name)
+            })
+            .await?
+    }
+
+    /// Holds records and kernel against each other. What belongs to a sandbox that is not `live`, or to nobody, is undone;
+    /// what a live one should have and has not (somebody flushed the firewall, deleted the bridge) is made again. Call it at
+    /// start and now and then.
+    ///
+    /// # Errors
+    /// Only when the work could not be done at all; what failed in detail is in the report.
+    pub async fn reconcile(&self, live: &HashSet<String>) -> Result<Report> {
+        let live = live.clone();
+        let exclusive = Arc::clone(&self.gate).write_owned().await;
+        let inner = Arc::clone(&self.inner);
+        self.workers
+            .run("reconciling networks", move |kernel| {
+                let _exclusive = exclusive;
+                inner.reconcile(kernel, &live)
+            })
+            .await
+    }
+
+    /// Removes everything from the host: all sandboxes' endpoints, bridges, the firewall table. For uninstalling; the
+    /// controller is of no use afterwards.
+    ///
+    /// # Errors
+    /// Everything that could not be removed.
+    pub async fn remove_all(&self) -> Result<(), Vec<Error>> {
+        let exclusive = Arc::clone(&self.gate).write_owned().await;
+        let inner = Arc::clone(&self.inner);
+        self.workers
+            .run("removing all networks", move |kernel| {
+                let _exclusive = exclusive;
+                inner.remove_all(kernel)
+            })
+            .await
+            .unwrap_or_else(|error| Err(vec![error]))
+    }
+
+    /// Runs a change of one sandbox: after other changes of it, never beside reconciliation.
+    async fn change<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        sandbox: String,
+        work: impl FnOnce(&Inner, &mut Kernel) -> T + Send + 'static,
+    ) -> Result<T> {
+        let stripe = usize::try_from(stable_hash(&[&sandbox]) % STRIPES).unwrap_or_default();
+        let shared = Arc::clone(&self.gate).read_owned().await;
+        let turn = Arc::clone(&self.stripes[stripe]).lock_owned().await;
+        let inner = Arc::clone(&self.inner);
+        self.workers
+            .run(what, move |kernel| {
+                // Held by the work, not by the caller: a caller that goes away does not let the next one in.
+                let _held = (shared, turn);
+                work(&inner, kernel)
+            })
+            .await
+    }
+}
+
+/// Deletes host interfaces that outlive their sandbox because somebody else holds its namespace. Does not keep the controller
+/// alive.
+async fn collect(inner: Weak<Inner>, workers: Workers, gate: Arc<Gate<()>>, links: Vec<String>) {
+    tokio::time::sleep(LINK_GRACE).await;
+    let shared = gate.read_owned().await;
+    let Some(inner) = inner.upgrade() else { return };
+    let done = workers.run("collecting interfaces", move |kernel| {
+        let _shared = shared;
+        inner.collect(kernel, &links)
+    });
+    if let Err(error) | Ok(Err(error)) = done.await {
+        tracing::warn!(%error, "an interface of a deleted sandbox is left to reconciliation");
+    }
+}
+
+impl Inner {
+    fn active(&self, name: &str) -> Result<Arc<Active>> {
+        let networks = self.networks.read();
+        networks.get(name).cloned().ok_or_else(|| Error::NetworkNotFound(name.to_owned()))
+    }
+
+    fn context<'a>(&'a self, kernel: &'a mut Kernel) -> Context<'a> {
+        Context { kernel, prefix: &self.prefix }
+    }
+
+    /// Everything that should stand in the firewall's sets.
+    fn desired_elements(&self) -> Result<BTreeSet<Element>> {
+        let mut desired = BTreeSet::new();
+        for active in self.networks.read().values() {
+            if let NetworkDriver::Bridge(options) = &active.network.driver {
+                desired.extend(network_elements(options));
+            }
+        }
+        for sandbox in self.store.sandboxes()? {
+            desired.extend(sandbox.endpoints.iter().flat_map(endpoint_elements));
+        }
+        Ok(desired)
+    }
+
+    fn collect(&self, kernel: &mut Kernel, links: &[String]) -> Result<()> {
+        let owned: HashSet<String> = self
+            .store
+            .sandboxes()?
+            .into_iter()
+            .flat_map(|sandbox| sandbox.endpoints)
+            .filter_map(|endpoint| endpoint.host_interface)
+            .collect();
+        for name in links.iter().filter(|name| !owned.contains(*name)) {
+            let action = || Error::kernel(format!("deleting left-over interface {name}"));
+            if link::find(&mut kernel.route, name).map_err(action())?.is_some() {
+                tracing::info!(interface = name, "deleting an interface whose namespace is still held");
+                link::delete(&mut kernel.route, name).map_err(action())?;
+            }
+        }
+        Ok(())
+    }
+}

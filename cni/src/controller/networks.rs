@@ -1,0 +1,220 @@
+//! Networks: bringing them into service, and their definitions on disk (one JSON file each, replaced whole).
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{Active, Inner};
+use crate::{
+    driver::{self, Driver},
+    error::{Error, Result},
+    firewall::network_elements,
+    model::{Network, NetworkDriver, check_interface, check_name},
+    store::{commit, decode, encode},
+    worker::Kernel,
+};
+
+/// The smallest MTU IPv6 works with, and the largest an interface takes.
+const MTU: std::ops::RangeInclusive<u32> = 1280..=65_535;
+
+impl Inner {
+    /// Takes a network into service: pools recorded, interface made, sets filled.
+    pub(super) fn activate(&self, kernel: &mut Kernel, network: Network) -> Result<()> {
+        check_name("network", &network.name)?;
+        self.check_driver(&network)?;
+        let driver = driver::of(&network);
+        let tx = self.store.write()?;
+        let pools = driver
+            .subnets()
+            .iter()
+            .map(|subnet| self.ipam.request_pool(&tx, &network.name, subnet))
+            .collect::<Result<Vec<_>>>()?;
+        commit(tx)?;
+        let active = Active { network, driver, pools };
+        self.serve(kernel, &active)?;
+        self.networks.write().insert(active.network.name.clone(), Arc::new(active));
+        Ok(())
+    }
+
+    /// Makes a network's parts in the kernel, or what is missing of them.
+    pub(super) fn serve(&self, kernel: &mut Kernel, active: &Active) -> Result<()> {
+        active.driver.create_network(&mut self.context(kernel), &active.network, &active.pools)?;
+        if let NetworkDriver::Bridge(options) = &active.network.driver {
+            self.firewall.add(&mut kernel.filter, &network_elements(options))?;
+        }
+        Ok(())
+    }
+
+    fn check_driver(&self, network: &Network) -> Result<()> {
+        let NetworkDriver::Bridge(options) = &network.driver else { return Ok(()) };
+        check_interface("bridge", &options.bridge)?;
+        if options.mtu != 0 && !MTU.contains(&options.mtu) {
+            return Err(Error::invalid("mtu", options.mtu, "0 or 1280 to 65535"));
+        }
+        let families =
+            |v4: bool| options.subnets.iter().filter(|subnet| subnet.subnet.is_ipv4() == v4).count();
+        if options.subnets.is_empty() || families(true) > 1 || families(false) > 1 {
+            return Err(Error::invalid(
+                "subnets",
+                options.subnets.len(),
+                "one for each family, at least one",
+            ));
+        }
+        let shared = self.networks.read().values().any(|active| {
+            active.network.name != network.name
+                && matches!(&active.network.driver, NetworkDriver::Bridge(other) if other.bridge == options.bridge)
+        });
+        if shared {
+            return Err(Error::invalid("bridge", &options.bridge, "another network has it"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn create_network(&self, kernel: &mut Kernel, network: Network) -> Result<()> {
+        check_name("network", &network.name)?;
+        if let Ok(active) = self.active(&network.name) {
+            if active.network != network {
+                return Err(Error::NetworkExists(network.name));
+            }
+            return self.serve(kernel, &active);
+        }
+        let (name, file) = (network.name.clone(), self.definition(&network.name));
+        // Checked before it is kept, kept before it is made.
+        self.check_driver(&network)?;
+        if let Some(file) = &file {
+            let text = encode(&network.name, &network)?;
+            replace(file, &text).map_err(|source| Error::File {
+                action: "writing",
+                path: file.clone(),
+                source,
+            })?;
+        }
+        let made = self.activate(kernel, network.clone());
+        if made.is_err() {
+            let undone = self.dismantle(kernel, &network, driver::of(&network).as_ref());
+            for error in undone.err().into_iter() {
+                tracing::warn!(network = name, %error, "undoing a network that could not be made");
+            }
+            let _ = file.map(fs::remove_file);
+        }
+        made
+    }
+
+    pub(super) fn delete_network(&self, kernel: &mut Kernel, name: &str) -> Result<()> {
+        let Ok(active) = self.active(name) else { return Ok(()) };
+        if name == self.default_network || !matches!(active.network.driver, NetworkDriver::Bridge(_)) {
+            return Err(Error::invalid("network", name, "it is built in"));
+        }
+        let users: Vec<_> = self
+            .store
+            .sandboxes()?
+            .into_iter()
+            .filter(|sandbox| sandbox.endpoints.iter().any(|endpoint| endpoint.network == name))
+            .collect();
+        if let Some(first) = users.first() {
+            let (network, first) = (name.to_owned(), first.id.clone());
+            return Err(Error::NetworkInUse { network, endpoints: users.len(), first });
+        }
+        self.dismantle(kernel, &active.network, active.driver.as_ref())?;
+        if let Some(file) = self.definition(name) {
+            match fs::remove_file(&file) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::File { action: "removing", path: file, source });
+                }
+                _ => {}
+            }
+        }
+        self.networks.write().remove(name);
+        Ok(())
+    }
+
+    /// Takes a network's parts out of kernel and records.
+    fn dismantle(&self, kernel: &mut Kernel, network: &Network, driver: &dyn Driver) -> Result<()> {
+        if let NetworkDriver::Bridge(options) = &network.driver {
+            let others: std::collections::BTreeSet<_> = self
+                .networks
+                .read()
+                .values()
+                .filter(|active| active.network.name != network.name)
+                .filter_map(|active| match &active.network.driver {
+                    NetworkDriver::Bridge(options) => Some(network_elements(options)),
+                    _ => None,
+                })
+                .flatten()
+                .collect();
+            let ours = network_elements(options).difference(&others).cloned().collect();
+            self.firewall.remove(&mut kernel.filter, &ours)?;
+        }
+        driver.delete_network(&mut self.context(kernel), network)?;
+        let tx = self.store.write()?;
+        for pool in crate::ipam::embedded::pools(&tx)?.iter().filter(|pool| pool.network == network.name) {
+            self.ipam.release_pool(&tx, pool.id)?;
+        }
+        commit(tx)
+    }
+
+    pub(super) fn remove_all(&self, kernel: &mut Kernel) -> Result<(), Vec<Error>> {
+        let mut errors = Vec::new();
+        match self.store.sandboxes() {
+            Ok(sandboxes) => {
+                for sandbox in sandboxes {
+                    errors.extend(self.delete_sandbox(kernel, &sandbox.id, true).err().into_iter().flatten());
+                }
+            }
+            Err(error) => errors.push(error),
+        }
+        // Interfaces whose namespaces somebody still holds.
+        let mut report = super::Report::default();
+        self.reconcile_links(kernel, &[], &mut report);
+        errors.append(&mut report.errors);
+        let networks: Vec<_> = self.networks.write().drain().map(|(_, active)| active).collect();
+        for active in networks {
+            errors.extend(self.dismantle(kernel, &active.network, active.driver.as_ref()).err());
+        }
+        errors.extend(self.firewall.delete(&mut kernel.filter).err());
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    // === Definitions ===
+
+    fn definition(&self, name: &str) -> Option<PathBuf> {
+        self.definitions.as_ref().map(|directory| directory.join(format!("{name}.json")))
+    }
+
+    /// The networks that were defined in earlier lives.
+    pub(super) fn defined(&self) -> Result<Vec<Network>> {
+        let Some(directory) = &self.definitions else { return Ok(Vec::new()) };
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            |source| Error::File { action: "reading", path, source }
+        };
+        let entries = match fs::read_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed(directory))?,
+        };
+        let mut files: Vec<_> = entries
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+            .collect();
+        files.sort();
+        files
+            .iter()
+            .map(|file| decode(&file.to_string_lossy(), &fs::read(file).map_err(failed(file))?))
+            .collect()
+    }
+}
+
+/// Writes a file so that it is whole or the old one, also after a power loss.
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
+    fs::create_dir_all(directory)?;
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(directory)?.sync_all()
+}

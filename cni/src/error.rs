@@ -1,0 +1,213 @@
+//! What can go wrong, and how a caller should take it.
+
+use std::{io, net::IpAddr, path::PathBuf};
+
+use ipnetwork::IpNetwork;
+
+use crate::model::Protocol;
+
+/// Shorthand for this crate's results.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The class of an error: what the caller can do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The request makes no sense, whatever the state.
+    InvalidArgument,
+    /// The sandbox, network or endpoint is not there.
+    NotFound,
+    /// It is there already, and differs.
+    AlreadyExists,
+    /// The state of the host or of the records does not allow it.
+    FailedPrecondition,
+    /// A pool is full.
+    ResourceExhausted,
+    /// It took too long; it may still happen.
+    DeadlineExceeded,
+    /// The kernel or the store refused.
+    Internal,
+}
+
+/// An error of a network operation: what was tried, on what.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// {what} {value:?} is not valid: {reason}
+    #[error("{what} {value:?} is not valid: {reason}")]
+    Invalid {
+        /// The option or parameter.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// Why it can't be.
+        reason: String,
+    },
+    /// No such network.
+    #[error("network {0:?} does not exist")]
+    NetworkNotFound(String),
+    /// No such sandbox.
+    #[error("network sandbox {0:?} does not exist")]
+    SandboxNotFound(String),
+    /// A network of that name with other options.
+    #[error("network {0:?} exists already with other options")]
+    NetworkExists(String),
+    /// A sandbox of that id on another namespace.
+    #[error("network sandbox {id:?} exists already on {netns}")]
+    SandboxExists {
+        /// The sandbox.
+        id: String,
+        /// Where it is.
+        netns: PathBuf,
+    },
+    /// The sandbox joined that network already, with other options.
+    #[error("sandbox {sandbox:?} has joined network {network:?} already with other options")]
+    EndpointExists {
+        /// The sandbox.
+        sandbox: String,
+        /// The network.
+        network: String,
+    },
+    /// A network with endpoints is not deleted.
+    #[error("network {network:?} is in use by {endpoints} endpoints, {first:?} among them")]
+    NetworkInUse {
+        /// The network.
+        network: String,
+        /// How many.
+        endpoints: usize,
+        /// One of the sandboxes.
+        first: String,
+    },
+    /// The namespace can't be entered.
+    #[error("entering network namespace {path}: {source}")]
+    Netns {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The interface name is taken by something that is not ours.
+    #[error("interface {interface:?} exists already in {netns}")]
+    InterfaceTaken {
+        /// The name.
+        interface: String,
+        /// The namespace.
+        netns: PathBuf,
+    },
+    /// Two pools share addresses.
+    #[error("subnet {subnet} of network {network:?} overlaps {other} of network {other_network:?}")]
+    PoolOverlap {
+        /// The new pool.
+        subnet: IpNetwork,
+        /// Its network.
+        network: String,
+        /// The existing pool.
+        other: IpNetwork,
+        /// Its network.
+        other_network: String,
+    },
+    /// No address left.
+    #[error("no free address in {subnet} of network {network:?}: all {size} are leased")]
+    PoolExhausted {
+        /// The pool.
+        subnet: IpNetwork,
+        /// Its network.
+        network: String,
+        /// How many leases it has.
+        size: u64,
+    },
+    /// A static address that another sandbox has.
+    #[error("address {address} is leased to sandbox {sandbox:?}")]
+    AddressTaken {
+        /// The address.
+        address: IpAddr,
+        /// Who has it.
+        sandbox: String,
+    },
+    /// A host port that somebody has.
+    #[error("host port {host}:{port}/{protocol} is taken by {holder}")]
+    PortTaken {
+        /// Protocol.
+        protocol: Protocol,
+        /// Host address.
+        host: IpAddr,
+        /// Port.
+        port: u16,
+        /// Who has it.
+        holder: String,
+    },
+    /// The kernel refused a netlink request.
+    #[error("{action}: {source}")]
+    Kernel {
+        /// What was tried on what.
+        action: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A file could not be read or written.
+    #[error("{action} {path}: {source}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The record store failed.
+    #[error("network records, {action}: {source}")]
+    Store {
+        /// What was tried.
+        action: &'static str,
+        /// What the store said.
+        source: Box<redb::Error>,
+    },
+    /// A record can't be read.
+    #[error("network record {key:?}: {source}")]
+    Record {
+        /// Which.
+        key: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// It took too long.
+    #[error("{0} took too long; it may still be under way")]
+    Deadline(&'static str),
+    /// The worker threads are gone.
+    #[error("network workers have ended while {0}")]
+    Stopped(&'static str),
+}
+
+impl Error {
+    /// How the caller should take it.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Invalid { .. } => Kind::InvalidArgument,
+            Self::NetworkNotFound(_) | Self::SandboxNotFound(_) => Kind::NotFound,
+            Self::NetworkExists(_) | Self::SandboxExists { .. } | Self::EndpointExists { .. } => {
+                Kind::AlreadyExists
+            }
+            Self::NetworkInUse { .. }
+            | Self::Netns { .. }
+            | Self::InterfaceTaken { .. }
+            | Self::PoolOverlap { .. }
+            | Self::AddressTaken { .. }
+            | Self::PortTaken { .. } => Kind::FailedPrecondition,
+            Self::PoolExhausted { .. } => Kind::ResourceExhausted,
+            Self::Deadline(_) => Kind::DeadlineExceeded,
+            Self::Kernel { .. }
+            | Self::File { .. }
+            | Self::Store { .. }
+            | Self::Record { .. }
+            | Self::Stopped(_) => Kind::Internal,
+        }
+    }
+
+    pub(crate) fn kernel(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let action = action.into();
+        move |source| Self::Kernel { action, source }
+    }
+
+    pub(crate) fn invalid(what: &'static str, value: impl ToString, reason: impl Into<String>) -> Self {
+        Self::Invalid { what, value: value.to_string(), reason: reason.into() }
+    }
+}

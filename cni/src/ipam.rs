@@ -1,0 +1,84 @@
+//! Address management: pools (one a subnet of a network) and leases.
+//!
+//! An [`IpamDriver`] works inside the transaction that records the lease's owner: an address and the endpoint it belongs to
+//! become durable together or not at all.
+
+pub(crate) mod embedded;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use redb::WriteTransaction;
+use serde::{Deserialize, Serialize};
+
+use crate::{error::Result, model::SubnetOptions};
+
+pub use embedded::Embedded;
+
+/// A pool as its driver knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// What leases refer to.
+    pub id: u64,
+    /// The network it belongs to.
+    pub network: String,
+    /// The subnet.
+    pub subnet: IpNetwork,
+    /// First and last address given out.
+    pub range: (IpAddr, IpAddr),
+    /// The network's own address in it.
+    pub gateway: IpAddr,
+    /// Never given out, beside what the protocol reserves.
+    pub reserved: Vec<IpAddr>,
+}
+
+/// Who has an address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The sandbox.
+    pub sandbox: String,
+    /// The boot it was given out in.
+    pub boot: String,
+}
+
+/// Gives out addresses.
+pub trait IpamDriver: std::fmt::Debug + Send + Sync {
+    /// Returns the pool of a network's subnet, made if it is not there. Asking again is free.
+    ///
+    /// # Errors
+    /// The subnet makes no sense, or overlaps another pool.
+    fn request_pool(&self, tx: &WriteTransaction, network: &str, subnet: &SubnetOptions) -> Result<Pool>;
+
+    /// Forgets a pool and its leases.
+    ///
+    /// # Errors
+    /// The store failed. A pool that is gone already is no error.
+    fn release_pool(&self, tx: &WriteTransaction, pool: u64) -> Result<()>;
+
+    /// Leases an address: the wanted one, or the one that has been free longest.
+    ///
+    /// # Errors
+    /// The pool is full; the wanted address is leased, reserved or outside.
+    fn request_address(
+        &self,
+        tx: &WriteTransaction,
+        pool: &Pool,
+        wanted: Option<IpAddr>,
+        lease: &Lease,
+    ) -> Result<IpAddr>;
+
+    /// Ends a lease if it is the sandbox's. An address that is free already is no error.
+    ///
+    /// # Errors
+    /// The store failed.
+    fn release_address(&self, tx: &WriteTransaction, pool: u64, address: IpAddr, sandbox: &str)
+    -> Result<()>;
+
+    /// All leases: pool, address, holder.
+    ///
+    /// # Errors
+    /// The store failed.
+    fn leases(&self, tx: &WriteTransaction) -> Result<Vec<(u64, IpAddr, Lease)>>;
+}

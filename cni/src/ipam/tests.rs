@@ -1,0 +1,279 @@
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    time::Instant,
+};
+
+use proptest::prelude::*;
+
+use super::{Embedded, IpamDriver, Lease, Pool};
+use crate::{
+    error::{Error, Kind},
+    model::SubnetOptions,
+    store::{Store, commit},
+};
+
+fn subnet(text: &str) -> SubnetOptions {
+    SubnetOptions::new(text.parse().unwrap())
+}
+
+fn lease(sandbox: &str) -> Lease {
+    Lease { sandbox: sandbox.to_owned(), boot: "boot".to_owned() }
+}
+
+fn pool(store: &Store, options: &SubnetOptions) -> Pool {
+    let tx = store.write().unwrap();
+    let pool = Embedded.request_pool(&tx, "net", options).unwrap();
+    commit(tx).unwrap();
+    pool
+}
+
+fn take(store: &Store, pool: &Pool, wanted: Option<IpAddr>, sandbox: &str) -> Result<IpAddr, Error> {
+    let tx = store.write().unwrap();
+    let address = Embedded.request_address(&tx, pool, wanted, &lease(sandbox))?;
+    commit(tx).unwrap();
+    Ok(address)
+}
+
+fn give(store: &Store, pool: &Pool, address: IpAddr, sandbox: &str) {
+    let tx = store.write().unwrap();
+    Embedded.release_address(&tx, pool.id, address, sandbox).unwrap();
+    commit(tx).unwrap();
+}
+
+fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir_in("/run").unwrap();
+    let store = Store::open(&dir.path().join("leases.redb")).unwrap();
+    (dir, store)
+}
+
+#[test]
+fn a_pool_gives_hosts_only_and_says_when_it_is_full() {
+    let (_dir, store) = store();
+    let pool = pool(&store, &subnet("10.9.0.0/29"));
+    let all: Vec<_> =
+        (0..5).map(|n| take(&store, &pool, None, &format!("s{n}")).unwrap().to_string()).collect();
+    assert_eq!(all, ["10.9.0.2", "10.9.0.3", "10.9.0.4", "10.9.0.5", "10.9.0.6"]);
+    let error = take(&store, &pool, None, "late").unwrap_err();
+    assert_eq!(error.kind(), Kind::ResourceExhausted);
+    assert_eq!(error.to_string(), "no free address in 10.9.0.0/29 of network \"net\": all 5 are leased");
+}
+
+#[test]
+fn range_reserved_gateway_and_static_addresses_are_kept() {
+    let (_dir, store) = store();
+    let options = SubnetOptions {
+        range: Some("10.9.0.128/29".parse().unwrap()),
+        gateway: Some("10.9.0.129".parse().unwrap()),
+        reserved: vec!["10.9.0.130".parse().unwrap()],
+        ..subnet("10.9.0.0/24")
+    };
+    let pool = pool(&store, &options);
+    assert_eq!(take(&store, &pool, None, "a").unwrap().to_string(), "10.9.0.128");
+    assert_eq!(take(&store, &pool, None, "b").unwrap().to_string(), "10.9.0.131");
+    let outside: IpAddr = "10.9.0.7".parse().unwrap();
+    assert_eq!(take(&store, &pool, Some(outside), "c").unwrap(), outside);
+    let error = take(&store, &pool, Some(outside), "d").unwrap_err();
+    assert_eq!(error.to_string(), "address 10.9.0.7 is leased to sandbox \"c\"");
+    for bad in ["10.9.0.129", "10.9.0.130", "10.9.0.255", "10.9.0.0", "10.8.0.1"] {
+        let error = take(&store, &pool, Some(bad.parse().unwrap()), "e").unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument, "{bad}");
+    }
+    give(&store, &pool, outside, "not the holder");
+    assert!(take(&store, &pool, Some(outside), "d").is_err());
+    give(&store, &pool, outside, "c");
+    assert_eq!(take(&store, &pool, Some(outside), "d").unwrap(), outside);
+}
+
+#[test]
+fn leases_of_another_boot_are_gone_whatever_the_file_looks_like() {
+    let dir = tempfile::tempdir_in("/run").unwrap();
+    let path = dir.path().join("leases.redb");
+    let store = open(&path);
+    let first = take(&store, &pool(&store, &subnet("10.9.0.0/29")), None, "a").unwrap();
+    assert!(Store::open(&path).is_err(), "one process at a time");
+    drop(store);
+    std::fs::write(dir.path().join("leases.boot"), "another").unwrap();
+    std::fs::write(&path, b"torn").unwrap();
+    let store = open(&path);
+    assert_eq!(take(&store, &pool(&store, &subnet("10.9.0.0/29")), None, "b").unwrap(), first);
+}
+
+#[test]
+fn ipv6_leaves_the_anycast_address_and_bounds_the_queue() {
+    let (_dir, store) = store();
+    let pool = pool(&store, &subnet("fd00:9::/64"));
+    assert_eq!(pool.gateway.to_string(), "fd00:9::1");
+    let tx = store.write().unwrap();
+    for turn in 0..5000_u32 {
+        let address = Embedded.request_address(&tx, &pool, None, &lease("s")).unwrap();
+        assert_eq!(
+            super::embedded::bits(address),
+            super::embedded::bits(pool.gateway) + 1 + u128::from(turn)
+        );
+        Embedded.release_address(&tx, pool.id, address, "s").unwrap();
+    }
+    commit(tx).unwrap();
+}
+
+#[test]
+fn bad_subnets_and_overlaps_are_refused() {
+    let (_dir, store) = store();
+    pool(&store, &subnet("10.9.0.0/24"));
+    let tx = store.write().unwrap();
+    for (bad, text) in [
+        (
+            subnet("10.9.1.7/24"),
+            "subnet \"10.9.1.7/24\" is not valid: has host bits set; 10.9.1.0/24 is meant",
+        ),
+        (subnet("10.9.1.0/31"), "subnet \"10.9.1.0/31\" is not valid: the prefix length is 1 to 30"),
+        (
+            SubnetOptions { gateway: Some("10.9.2.1".parse().unwrap()), ..subnet("10.9.1.0/24") },
+            "gateway \"10.9.2.1\" is not valid: not a host's address in 10.9.1.0/24",
+        ),
+        (
+            SubnetOptions { range: Some("10.9.0.0/16".parse().unwrap()), ..subnet("10.9.1.0/24") },
+            "range \"10.9.0.0/16\" is not valid: outside 10.9.1.0/24",
+        ),
+    ] {
+        assert_eq!(Embedded.request_pool(&tx, "other", &bad).unwrap_err().to_string(), text);
+    }
+    let error = Embedded.request_pool(&tx, "other", &subnet("10.0.0.0/8")).unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedPrecondition);
+}
+
+/// Prints what an allocation costs in an empty and in a full /16; asserts a generous factor.
+#[test]
+fn a_full_pool_costs_what_an_empty_one_does() {
+    let (_dir, store) = store();
+    let pool = pool(&store, &subnet("10.128.0.0/16"));
+    let time = |turns: u32| {
+        let mut times: Vec<_> = (0..turns)
+            .map(|_| {
+                let start = Instant::now();
+                let address = take(&store, &pool, None, "probe").unwrap();
+                let took = start.elapsed();
+                give(&store, &pool, address, "probe");
+                took
+            })
+            .collect();
+        times.sort_unstable();
+        times[times.len() / 2]
+    };
+    let empty = time(51);
+    let tx = store.write().unwrap();
+    for _ in 0..65_533 - 2 {
+        Embedded.request_address(&tx, &pool, None, &lease("fill")).unwrap();
+    }
+    commit(tx).unwrap();
+    let full = time(51);
+    println!("allocation and commit: empty /16 {empty:?}, full /16 {full:?}");
+    assert!(full < empty * 5, "empty {empty:?}, full {full:?}");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Take,
+    TakeStatic(u8),
+    Give(usize),
+    /// The process dies in the middle of a transaction.
+    Lost,
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => Just(Step::Take),
+        1 => any::<u8>().prop_map(Step::TakeStatic),
+        5 => any::<usize>().prop_map(Step::Give),
+        1 => Just(Step::Lost),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+fn open(path: &Path) -> Store {
+    Store::open(path).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Against a model: never twice, never lost, unused addresses first, then the longest free.
+    #[test]
+    fn any_interleaving_follows_the_model(steps in prop::collection::vec(step(), 1..80)) {
+        let dir = tempfile::tempdir_in("/run").unwrap();
+        let path = dir.path().join("leases.redb");
+        let options = subnet("10.9.0.0/28");
+        let mut store = open(&path);
+        let mut ours = pool(&store, &options);
+        let mut unused: VecDeque<u32> = (2..15).collect();
+        let mut queue: VecDeque<u32> = VecDeque::new();
+        let mut held: BTreeMap<u32, String> = BTreeMap::new();
+        let base = u32::from(Ipv4Addr::new(10, 9, 0, 0));
+        let mut cursor = 0;
+        for (turn, step) in steps.into_iter().enumerate() {
+            let sandbox = format!("s{turn}");
+            match step {
+                Step::Take => {
+                    let next = unused.iter().position(|n| *n >= cursor).or((!unused.is_empty()).then_some(0));
+                    let expected = match next {
+                        Some(at) => {
+                            let n = unused.remove(at).unwrap();
+                            cursor = n + 1;
+                            Some(n)
+                        }
+                        None => queue.pop_front(),
+                    };
+                    match (expected, take(&store, &ours, None, &sandbox)) {
+                        (Some(n), Ok(address)) => {
+                            prop_assert_eq!(address, IpAddr::from(Ipv4Addr::from(base + n)));
+                            prop_assert!(held.insert(n, sandbox).is_none());
+                        }
+                        (None, Err(Error::PoolExhausted { .. })) => {}
+                        other => prop_assert!(false, "{:?}", other),
+                    }
+                }
+                Step::TakeStatic(n) => {
+                    let n = u32::from(n % 16);
+                    let got = take(&store, &ours, Some(Ipv4Addr::from(base + n).into()), &sandbox);
+                    let free = (2..15).contains(&n) && !held.contains_key(&n);
+                    prop_assert_eq!(got.is_ok(), free);
+                    if free {
+                        unused.retain(|other| *other != n);
+                        queue.retain(|other| *other != n);
+                        held.insert(n, sandbox);
+                    }
+                }
+                Step::Give(at) => {
+                    if let Some((n, holder)) = held.iter().nth(at % held.len().max(1)).map(|(n, s)| (*n, s.clone())) {
+                        let address = Ipv4Addr::from(base + n).into();
+                        give(&store, &ours, address, &holder);
+                        give(&store, &ours, address, &holder);
+                        held.remove(&n);
+                        queue.push_back(n);
+                    }
+                }
+                Step::Lost => {
+                    let tx = store.write().unwrap();
+                    let _ = Embedded.request_address(&tx, &ours, None, &lease("lost"));
+                    drop(tx);
+                }
+                Step::Reopen => {
+                    drop(store);
+                    store = open(&path);
+                    ours = pool(&store, &options);
+                }
+            }
+            let tx = store.write().unwrap();
+            let leases = Embedded.leases(&tx).unwrap();
+            prop_assert_eq!(leases.len(), held.len());
+            for (_, address, lease) in leases {
+                let IpAddr::V4(address) = address else { unreachable!() };
+                prop_assert_eq!(Some(&lease.sandbox), held.get(&(u32::from(address) - base)));
+            }
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! A file without `fdatasync`: its pages are in the kernel's memory, which is all that records of one boot need.
+//!
+//! They have to outlive the process, killed at any moment, and must not outlive the kernel: after a power loss they describe
+//! nothing that exists, and [`super::Store::open`] begins anew by the boot's id. On a state directory that is not a tmpfs each
+//! commit would otherwise wait for the disk.
+
+use std::{fs::File, io, os::unix::fs::FileExt};
+
+use redb::StorageBackend;
+
+#[derive(Debug)]
+pub(super) struct Unsynced(pub(super) File);
+
+impl StorageBackend for Unsynced {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(out, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+}
