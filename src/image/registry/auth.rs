@@ -1,0 +1,285 @@
+//! Credentials as the CRI passes them, and the tokens they buy.
+
+use std::fmt;
+use std::time::Duration;
+
+use base64::Engine as _;
+use http::HeaderValue;
+use reqwest::Client;
+use serde::Deserialize;
+use url::Url;
+
+use super::Error;
+use super::challenge::Challenge;
+use super::hosts::authority;
+
+/// Largest answer of a token server.
+const TOKEN_LIMIT: usize = 1 << 20;
+/// How we present ourselves to token servers.
+const CLIENT_ID: &str = "berth";
+
+/// What a pull may show to registries (CRI `AuthConfig`). Empty fields are absent.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// User name.
+    pub username: String,
+    /// Password, or an identity token when the user name is `<token>`.
+    pub password: String,
+    /// `user:password` in base64.
+    pub auth: String,
+    /// The registry these belong to; when empty, every host that is asked for the image.
+    pub server_address: String,
+    /// A refresh token that the token server exchanges.
+    pub identity_token: String,
+    /// A token to show as it is.
+    pub registry_token: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Secrets never reach a log.
+        f.debug_struct("Credentials").field("server_address", &self.server_address).finish_non_exhaustive()
+    }
+}
+
+/// Credentials in the form they are used.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Secret {
+    None,
+    Password(String, String),
+    Refresh(String),
+    Bearer(String),
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl Credentials {
+    /// What of these is for `host`, which stands for the registry `name`.
+    pub(crate) fn secret(&self, host: &str, name: &str) -> Result<Secret, Error> {
+        if !self.is_for(host, name) {
+            return Ok(Secret::None);
+        }
+        if !self.registry_token.is_empty() {
+            return Ok(Secret::Bearer(self.registry_token.clone()));
+        }
+        if !self.identity_token.is_empty() {
+            return Ok(Secret::Refresh(self.identity_token.clone()));
+        }
+        let (username, password) = match (self.username.as_str(), self.auth.as_str()) {
+            ("", "") => return Ok(Secret::None),
+            ("", auth) => decode(auth)?,
+            (username, _) => (username.to_owned(), self.password.clone()),
+        };
+        Ok(if username == "<token>" {
+            Secret::Refresh(password)
+        } else {
+            Secret::Password(username, password)
+        })
+    }
+
+    fn is_for(&self, host: &str, name: &str) -> bool {
+        let address = self.server_address.trim();
+        if address.is_empty() {
+            return true;
+        }
+        let full = if address.contains("://") { address.to_owned() } else { format!("https://{address}") };
+        let Ok(url) = Url::parse(&full) else { return false };
+        // Docker's own registry goes by many names.
+        let canonical = |host: String| match host.as_str() {
+            "index.docker.io" | "registry-1.docker.io" | "docker.io" => "docker.io".to_owned(),
+            _ => host,
+        };
+        let wanted = canonical(authority(&url));
+        wanted == canonical(host.to_owned()) || (wanted == name && host == name)
+    }
+}
+
+fn decode(auth: &str) -> Result<(String, String), Error> {
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(auth.trim())
+        .map_err(|_| Error::Credentials("auth is not base64"))?;
+    let text = String::from_utf8(bytes).map_err(|_| Error::Credentials("auth is not text"))?;
+    let (user, password) = text.split_once(':').ok_or(Error::Credentials("auth is not user:password"))?;
+    Ok((user.to_owned(), password.trim_end_matches('\0').to_owned()))
+}
+
+/// `Basic` with user and password.
+pub(crate) fn basic(username: &str, password: &str) -> Result<HeaderValue, Error> {
+    let text = base64::engine::general_purpose::STANDARD.encode(format!("{username}:{password}"));
+    sensitive(format!("Basic {text}"))
+}
+
+/// `Bearer` with a token.
+pub(crate) fn bearer(token: &str) -> Result<HeaderValue, Error> {
+    sensitive(format!("Bearer {token}"))
+}
+
+fn sensitive(text: String) -> Result<HeaderValue, Error> {
+    let mut value = HeaderValue::from_str(&text)
+        .map_err(|_| Error::Credentials("a token has characters that none can have"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+#[derive(Deserialize)]
+struct Token {
+    #[serde(default)]
+    token: String,
+    #[serde(default)]
+    access_token: String,
+}
+
+/// Answers a challenge. `None` when there is nothing to answer it with.
+pub(crate) async fn answer(
+    client: &Client,
+    challenges: &[Challenge],
+    secret: &Secret,
+    default_scope: &str,
+    timeout: Duration,
+) -> Result<Option<HeaderValue>, Error> {
+    for challenge in challenges {
+        match (challenge, secret) {
+            (Challenge::Basic, Secret::Password(username, password)) => {
+                return basic(username, password).map(Some);
+            }
+            // A ready token that was refused can't be bettered.
+            (Challenge::Bearer { .. }, Secret::Bearer(_)) => return Ok(None),
+            (Challenge::Bearer { realm, service, scope, .. }, _) => {
+                let scope = if scope.is_empty() { default_scope } else { scope };
+                let token = fetch(client, realm, service, scope, secret, timeout).await?;
+                return bearer(&token).map(Some);
+            }
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Gets a token: anonymous or with a password by GET, with a refresh token by POST (distribution,
+/// docs/spec/auth/token.md and oauth.md).
+async fn fetch(
+    client: &Client,
+    realm: &str,
+    service: &str,
+    scope: &str,
+    secret: &Secret,
+    timeout: Duration,
+) -> Result<String, Error> {
+    let problem =
+        |host: &str, problem: String, refused| Error::Token { host: host.to_owned(), problem, refused };
+    let url = Url::parse(realm)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https"))
+        .ok_or_else(|| problem(realm, "is not an http or https address".to_owned(), false))?;
+    let host = authority(&url);
+    let request = match secret {
+        Secret::Refresh(token) => client.post(url).form(&[
+            ("grant_type", "refresh_token"),
+            ("service", service),
+            ("scope", scope),
+            ("client_id", CLIENT_ID),
+            ("refresh_token", token),
+        ]),
+        secret => {
+            let mut url = url;
+            {
+                let mut query = url.query_pairs_mut();
+                if !service.is_empty() {
+                    query.append_pair("service", service);
+                }
+                for one in scope.split(' ').filter(|one| !one.is_empty()) {
+                    query.append_pair("scope", one);
+                }
+            }
+            let request = client.get(url);
+            match secret {
+                Secret::Password(username, password) => {
+                    request.header(http::header::AUTHORIZATION, basic(username, password)?)
+                }
+                _ => request,
+            }
+        }
+    };
+    let work = async {
+        let response = request.send().await.map_err(|error| problem(&host, chain(&error), false))?;
+        let status = response.status();
+        if !status.is_success() {
+            let refused = matches!(status.as_u16(), 400 | 401 | 403);
+            return Err(problem(&host, format!("answers {status}"), refused));
+        }
+        let mut response = response;
+        let mut body = Vec::new();
+        while let Some(chunk) =
+            response.chunk().await.map_err(|error| problem(&host, chain(&error), false))?
+        {
+            body.extend_from_slice(&chunk);
+            if body.len() > TOKEN_LIMIT {
+                return Err(problem(&host, format!("sent more than {TOKEN_LIMIT} bytes"), false));
+            }
+        }
+        let token: Token = serde_json::from_slice(&body)
+            .map_err(|error| problem(&host, format!("sent no token: {error}"), false))?;
+        match if token.token.is_empty() { token.access_token } else { token.token } {
+            empty if empty.is_empty() => Err(problem(&host, "sent an empty token".to_owned(), false)),
+            token => Ok(token),
+        }
+    };
+    match tokio::time::timeout(timeout, work).await {
+        Ok(result) => result,
+        Err(_) => Err(problem(&host, format!("did not answer for {} s", timeout.as_secs_f32()), false)),
+    }
+}
+
+/// An error with its causes, without the address: it may carry secrets in its query.
+fn chain(error: &reqwest::Error) -> String {
+    let mut text = "can't be reached".to_owned();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn credentials_go_where_they_belong() {
+        let password = Secret::Password("u".into(), "p:q".into());
+        let mut credentials = Credentials { auth: "dTpwOnE=".into(), ..Credentials::default() };
+        assert_eq!(credentials.secret("any.test", "any.test").unwrap(), password);
+        credentials.server_address = "https://index.docker.io/v1/".into();
+        assert_eq!(credentials.secret("registry-1.docker.io", "docker.io").unwrap(), password);
+        assert_eq!(credentials.secret("mirror.test", "docker.io").unwrap(), Secret::None);
+        credentials.server_address = "a.test:5000".into();
+        assert_eq!(credentials.secret("a.test:5000", "a.test:5000").unwrap(), password);
+        assert_eq!(credentials.secret("a.test", "a.test").unwrap(), Secret::None);
+        assert!(!format!("{credentials:?}").contains("dTpw"));
+    }
+
+    #[test]
+    fn kinds_of_credentials() {
+        let of = |credentials: Credentials| credentials.secret("a", "a");
+        let base = Credentials::default;
+        assert_eq!(of(base()).unwrap(), Secret::None);
+        let token = Credentials { username: "<token>".into(), password: "r".into(), ..base() };
+        assert_eq!(of(token).unwrap(), Secret::Refresh("r".into()));
+        assert_eq!(
+            of(Credentials { identity_token: "i".into(), ..base() }).unwrap(),
+            Secret::Refresh("i".into())
+        );
+        assert_eq!(
+            of(Credentials { registry_token: "t".into(), ..base() }).unwrap(),
+            Secret::Bearer("t".into())
+        );
+        assert!(of(Credentials { auth: "!".into(), ..base() }).is_err());
+        assert!(of(Credentials { auth: "dXNlcg==".into(), ..base() }).is_err());
+    }
+}

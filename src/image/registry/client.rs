@@ -1,0 +1,441 @@
+//! Asking the hosts of a repository, one after the other, with patience that ends.
+
+use crate::image::error::Chain;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use parking_lot::RwLock;
+use reqwest::{Client, Response};
+use url::Url;
+
+use super::auth::{self, Credentials, Secret};
+use super::hosts::{self, Host};
+use super::tls::Clients;
+use super::{Error, challenge};
+use crate::image::digest::Digest;
+use crate::image::manifest::{self, MANIFEST_LIMIT};
+use crate::image::reference::{Reference, Target};
+
+/// How often a host is asked again after a failure that may pass.
+const RETRIES: u32 = 3;
+/// First pause between two tries; it doubles.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Longest pause that a registry may ask for before we give up instead.
+const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(15);
+/// Most hops of a redirect.
+const REDIRECTS: usize = 8;
+/// How much of an error's body is looked at.
+const DETAIL_LIMIT: usize = 16 << 10;
+
+/// What sessions have in common.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    config_path: Vec<PathBuf>,
+    progress_timeout: Duration,
+    clients: Clients,
+}
+
+/// One repository, for one pull.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(super) reference: Reference,
+    pub(super) endpoints: Vec<Endpoint>,
+    pub(super) progress_timeout: Duration,
+}
+
+/// A host with what is needed to ask it.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) host: Host,
+    client: Client,
+    secret: Secret,
+    authorization: RwLock<Option<HeaderValue>>,
+    /// One token request at a time: parallel downloads share its outcome.
+    renewing: tokio::sync::Mutex<()>,
+}
+
+/// A manifest or index as a registry has it, held against its digest.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: String,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Registry {
+    pub(crate) fn new(config_path: Vec<PathBuf>, progress_timeout: Duration) -> Self {
+        Self { config_path, progress_timeout, clients: Clients::default() }
+    }
+
+    /// Reads host files and certificates. Blocking for as long as those files take.
+    pub(crate) fn session(
+        &self,
+        reference: &Reference,
+        credentials: Option<&Credentials>,
+    ) -> Result<Session, Error> {
+        let mut endpoints = Vec::new();
+        for host in hosts::load(&self.config_path, reference.host(), reference.endpoint())? {
+            let client = self.clients.get(&host.tls)?;
+            let secret = match credentials {
+                Some(credentials) => credentials.secret(&host.name(), reference.host())?,
+                None => Secret::None,
+            };
+            let authorization = match &secret {
+                Secret::Bearer(token) => Some(auth::bearer(token)?),
+                _ => None,
+            };
+            endpoints.push(Endpoint {
+                host,
+                client,
+                secret,
+                authorization: RwLock::new(authorization),
+                renewing: tokio::sync::Mutex::default(),
+            });
+        }
+        Ok(Session { reference: reference.clone(), endpoints, progress_timeout: self.progress_timeout })
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Ask<'a> {
+    pub(super) method: Method,
+    /// `manifests/<target>` or `blobs/<digest>`.
+    pub(super) path: String,
+    pub(super) accept: Option<&'static str>,
+    pub(super) from: Option<u64>,
+    /// In words.
+    pub(super) what: &'a str,
+}
+
+impl Session {
+    /// What the tag points to now, without fetching it. `None` when the registry does not say.
+    pub(crate) async fn head(&self) -> Result<Option<Digest>, Error> {
+        let what = format!("the manifest of {}", self.reference);
+        let ask = Ask {
+            method: Method::HEAD,
+            path: format!("manifests/{}", self.reference.target()),
+            accept: Some(manifest::ACCEPT),
+            from: None,
+            what: &what,
+        };
+        let mut last = Error::NoHost("resolve tags");
+        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.host.resolve) {
+            match self.ask(endpoint, &ask).await {
+                Ok(response) => return Ok(told_digest(response.headers())),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Fetches the manifest or index that the reference names.
+    pub(crate) async fn resolve(&self) -> Result<Resolved, Error> {
+        let what = format!("the manifest of {}", self.reference);
+        let expected = match self.reference.target() {
+            Target::Digest(digest) => Some(*digest),
+            Target::Tag(_) => None,
+        };
+        self.manifest(&self.reference.target().to_string(), expected, MANIFEST_LIMIT, &what).await
+    }
+
+    /// Fetches a manifest that an index names.
+    pub(crate) async fn manifest_at(&self, digest: Digest, size: u64) -> Result<Resolved, Error> {
+        let what = format!("the manifest {digest} of {}", self.reference);
+        self.manifest(&digest.to_string(), Some(digest), size.min(MANIFEST_LIMIT), &what).await
+    }
+
+    async fn manifest(
+        &self,
+        target: &str,
+        expected: Option<Digest>,
+        limit: u64,
+        what: &str,
+    ) -> Result<Resolved, Error> {
+        let ask = Ask {
+            method: Method::GET,
+            path: format!("manifests/{target}"),
+            accept: Some(manifest::ACCEPT),
+            from: None,
+            what,
+        };
+        let capable = |endpoint: &&Endpoint| match expected {
+            // By digest, whoever gives the content is right.
+            Some(_) => endpoint.host.pull,
+            None => endpoint.host.resolve,
+        };
+        let mut last = Error::NoHost("resolve tags");
+        for endpoint in self.endpoints.iter().filter(capable) {
+            match self.manifest_from(endpoint, &ask, expected, limit).await {
+                Ok(resolved) => return Ok(resolved),
+                Err(error) => {
+                    tracing::debug!(host = endpoint.host.name(), error = %Chain(&error), "a host did not give the manifest");
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn manifest_from(
+        &self,
+        endpoint: &Endpoint,
+        ask: &Ask<'_>,
+        expected: Option<Digest>,
+        limit: u64,
+    ) -> Result<Resolved, Error> {
+        let response = self.ask(endpoint, ask).await?;
+        let media_type = response
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+            .to_owned();
+        let expected = expected.or_else(|| told_digest(response.headers()));
+        let bytes = self.body(endpoint, response, limit, ask.what).await?;
+        let digest = Digest::of(&bytes);
+        match expected {
+            Some(expected) if expected != digest => Err(Error::Digest {
+                host: endpoint.host.name(),
+                what: ask.what.to_owned(),
+                expected,
+                got: digest,
+            }),
+            _ => Ok(Resolved { digest, media_type, bytes }),
+        }
+    }
+
+    /// A small body, whole.
+    async fn body(
+        &self,
+        endpoint: &Endpoint,
+        mut response: Response,
+        limit: u64,
+        what: &str,
+    ) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.patiently(endpoint, what, response.chunk()).await? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() as u64 > limit {
+                return Err(Error::TooLong { host: endpoint.host.name(), what: what.to_owned(), limit });
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Waits for the network, but not for ever.
+    pub(super) async fn patiently<T>(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        work: impl Future<Output = reqwest::Result<T>>,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(self.progress_timeout, work).await {
+            Ok(Ok(value)) => Ok(value),
+            // The address may carry a signature in its query: it stays out of messages.
+            Ok(Err(source)) => Err(Error::Transport {
+                host: endpoint.host.name(),
+                what: what.to_owned(),
+                source: source.without_url(),
+            }),
+            Err(_) => Err(Error::Stalled {
+                host: endpoint.host.name(),
+                what: what.to_owned(),
+                after: self.progress_timeout,
+            }),
+        }
+    }
+
+    /// Asks one host until it answers or the tries are used up. Only success comes back as such.
+    pub(super) async fn ask(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response, Error> {
+        let mut pause = PAUSE;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let (error, wait) = match self.ask_authorized(endpoint, ask).await {
+                Ok(response) if is_passing(response.status()) => {
+                    let wait = retry_after(response.headers()).unwrap_or(pause);
+                    (self.refusal(endpoint, ask, response).await, wait)
+                }
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) => return Err(self.refusal(endpoint, ask, response).await),
+                Err(error @ Error::Transport { .. }) => (error, pause),
+                Err(error) => return Err(error),
+            };
+            if tries > RETRIES || wait > RETRY_AFTER_LIMIT {
+                return Err(error);
+            }
+            tracing::debug!(host = endpoint.host.name(), error = %Chain(&error), ?wait, "asking again");
+            tokio::time::sleep(wait).await;
+            pause *= 2;
+        }
+    }
+
+    /// Asks once, and once more with what a challenge asked for.
+    async fn ask_authorized(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response, Error> {
+        let shown = endpoint.authorization.read().clone();
+        let response = self.ask_plainly(endpoint, ask, shown.clone()).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let challenges = challenge::read(response.headers());
+        let _one = endpoint.renewing.lock().await;
+        let mut now = endpoint.authorization.read().clone();
+        if now == shown {
+            // Nobody else got one meanwhile.
+            let scope = format!("repository:{}:pull", self.reference.path());
+            let answer =
+                auth::answer(&endpoint.client, &challenges, &endpoint.secret, &scope, self.progress_timeout)
+                    .await?;
+            let Some(answer) = answer else { return Ok(response) };
+            *endpoint.authorization.write() = Some(answer.clone());
+            now = Some(answer);
+        }
+        self.ask_plainly(endpoint, ask, now).await
+    }
+
+    /// Asks once, following redirects. What is secret goes to the host itself only.
+    async fn ask_plainly(
+        &self,
+        endpoint: &Endpoint,
+        ask: &Ask<'_>,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Response, Error> {
+        let base = &endpoint.host.base;
+        let mut url = base.clone();
+        let root = base.path().trim_end_matches('/');
+        url.set_path(&format!("{root}/{}/{}", self.reference.path(), ask.path));
+        if let Some(namespace) = &endpoint.host.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        for _ in 0..REDIRECTS {
+            let own = url.origin() == base.origin();
+            let mut headers = if own { endpoint.host.headers.clone() } else { HeaderMap::new() };
+            if let (true, Some(value)) = (own, &authorization) {
+                headers.insert(AUTHORIZATION, value.clone());
+            }
+            if let Some(accept) = ask.accept {
+                headers.insert(ACCEPT, HeaderValue::from_static(accept));
+            }
+            if let Some(from) = ask.from.filter(|from| *from > 0)
+                && let Ok(value) = HeaderValue::from_str(&format!("bytes={from}-"))
+            {
+                headers.insert(RANGE, value);
+            }
+            let request = endpoint.client.request(ask.method.clone(), url.clone()).headers(headers);
+            let response = self.patiently(endpoint, ask.what, request.send()).await?;
+            let redirects = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+            let Some(target) = response.headers().get(LOCATION).filter(|_| redirects) else {
+                return Ok(response);
+            };
+            url = follow(endpoint, &url, target)?;
+        }
+        let problem = "too many redirects";
+        Err(Error::Redirect { host: endpoint.host.name(), target: String::new(), problem })
+    }
+
+    /// An answer that is none, in our words and with the registry's.
+    async fn refusal(&self, endpoint: &Endpoint, ask: &Ask<'_>, response: Response) -> Error {
+        let status = response.status();
+        let wait = retry_after(response.headers());
+        let (host, what) = (endpoint.host.name(), ask.what.to_owned());
+        let mut detail = self.detail(response).await;
+        match status.as_u16() {
+            401 => Error::Unauthorized { host, what, detail },
+            403 => Error::Denied { host, what, detail },
+            404 => Error::NotFound { host, what, detail },
+            429 => {
+                if let Some(wait) = wait {
+                    detail = format!(" (try again in {} s){detail}", wait.as_secs());
+                }
+                Error::RateLimited { host, what, detail }
+            }
+            status => Error::Status { host, status, what, detail },
+        }
+    }
+
+    /// The messages in an error's body (distribution-spec, "Error Codes"), for people.
+    async fn detail(&self, mut response: Response) -> String {
+        #[derive(serde::Deserialize)]
+        struct Body {
+            errors: Vec<Message>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Message {
+            #[serde(default)]
+            code: String,
+            #[serde(default)]
+            message: String,
+        }
+        let mut bytes = Vec::new();
+        while let Ok(Ok(Some(chunk))) = tokio::time::timeout(Duration::from_secs(2), response.chunk()).await {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > DETAIL_LIMIT {
+                return String::new();
+            }
+        }
+        let Ok(body) = serde_json::from_slice::<Body>(&bytes) else { return String::new() };
+        let messages: Vec<String> = body
+            .errors
+            .iter()
+            .take(3)
+            .map(|error| if error.message.is_empty() { &error.code } else { &error.message })
+            .map(|text| text.chars().filter(|c| !c.is_control()).take(200).collect())
+            .collect();
+        if messages.is_empty() { String::new() } else { format!(": {}", messages.join(", ")) }
+    }
+}
+
+fn follow(endpoint: &Endpoint, from: &Url, target: &HeaderValue) -> Result<Url, Error> {
+    let shown = String::from_utf8_lossy(target.as_bytes());
+    // What follows a question mark may be a signature.
+    let shown: String = shown.split('?').next().unwrap_or_default().chars().take(200).collect();
+    let refused = |problem| Error::Redirect { host: endpoint.host.name(), target: shown, problem };
+    let joined = target.to_str().ok().and_then(|text| from.join(text).ok());
+    match joined {
+        Some(url) if matches!(url.scheme(), "http" | "https") => Ok(url),
+        _ => Err(refused("it is not an http or https address")),
+    }
+}
+
+fn told_digest(headers: &HeaderMap) -> Option<Digest> {
+    headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
+}
+
+/// Whether trying again may help.
+fn is_passing(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// Seconds, or a date (RFC 9110, 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let format = time::macros::format_description!(
+        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+    );
+    let date = time::PrimitiveDateTime::parse(text, format).ok()?.assume_utc();
+    Duration::try_from(date - time::OffsetDateTime::now_utc()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn retry_after_in_both_forms() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, text.parse().unwrap());
+            retry_after(&headers)
+        };
+        assert_eq!(read("7"), Some(Duration::from_secs(7)));
+        assert!(read("Fri, 31 Dec 2100 23:59:59 GMT").unwrap() > Duration::from_secs(1000));
+        assert_eq!(read("soon"), None);
+    }
+}

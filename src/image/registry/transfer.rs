@@ -1,0 +1,177 @@
+//! Moving one blob: in order, from where it stopped, and not for ever.
+
+use crate::image::error::Chain;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use reqwest::Response;
+
+use super::client::{Ask, Endpoint};
+use super::{Error, Session};
+use crate::image::digest::Digest;
+
+/// How often a transfer may break without having moved before another host is tried.
+const BREAKS: u32 = 3;
+/// Pause after a break.
+const PAUSE: Duration = Duration::from_millis(200);
+/// A transfer that moves less than this in each second of a whole progress timeout counts as stalled.
+const TRICKLE: u64 = 1024;
+
+/// Takes what comes, in order. An error ends the transfer: whoever wanted the bytes is gone.
+pub(crate) trait Sink {
+    /// Takes a piece.
+    fn take(&mut self, bytes: Bytes) -> impl Future<Output = bool> + Send;
+}
+
+/// How a transfer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Every byte came.
+    Whole,
+    /// The sink wants no more.
+    Refused,
+}
+
+impl Session {
+    /// Feeds a blob's bytes from `start` on into `sink`.
+    pub(crate) async fn blob(
+        &self,
+        digest: Digest,
+        size: u64,
+        start: u64,
+        sink: &mut impl Sink,
+    ) -> Result<Ended, Error> {
+        let what = format!("{digest} of {}", self.reference.repository());
+        let mut at = start;
+        let mut last = Error::NoHost("give content");
+        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.host.pull) {
+            let mut breaks = 0;
+            while breaks < BREAKS {
+                let before = at;
+                match self.run(endpoint, digest, size, &mut at, &what, sink).await {
+                    Ok(ended) => return Ok(ended),
+                    // Asking has its own tries; an answer that is clear is not asked for again.
+                    Err(error @ (Error::Transport { .. } | Error::Truncated { .. })) => {
+                        breaks = if at > before { 1 } else { breaks + 1 };
+                        tracing::debug!(error = %Chain(&error), at, "a transfer broke, going on from there");
+                        last = error;
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    Err(error) => {
+                        last = error;
+                        break;
+                    }
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// One connection's worth. `at` moves with the bytes.
+    async fn run(
+        &self,
+        endpoint: &Endpoint,
+        digest: Digest,
+        size: u64,
+        at: &mut u64,
+        what: &str,
+        sink: &mut impl Sink,
+    ) -> Result<Ended, Error> {
+        if *at == size {
+            return Ok(Ended::Whole);
+        }
+        let ask =
+            Ask { method: Method::GET, path: format!("blobs/{digest}"), accept: None, from: Some(*at), what };
+        let mut response = self.ask(endpoint, &ask).await?;
+        let mut skip = skipped(&response, *at);
+        let mut pace = Pace::new(self.progress_timeout);
+        loop {
+            let waiting = Instant::now();
+            let Some(mut chunk) = self.patiently(endpoint, what, response.chunk()).await? else { break };
+            if pace.is_too_slow(chunk.len() as u64, waiting.elapsed()) {
+                let after = self.progress_timeout;
+                return Err(Error::Stalled { host: endpoint.host.name(), what: what.to_owned(), after });
+            }
+            // A registry that does not know ranges begins again.
+            let skipping = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+            skip -= skipping as u64;
+            let chunk = chunk.split_off(skipping);
+            if chunk.is_empty() {
+                continue;
+            }
+            if *at + chunk.len() as u64 > size {
+                return Err(Error::TooLong {
+                    host: endpoint.host.name(),
+                    what: what.to_owned(),
+                    limit: size,
+                });
+            }
+            *at += chunk.len() as u64;
+            if !sink.take(chunk).await {
+                return Ok(Ended::Refused);
+            }
+        }
+        match *at == size {
+            true => Ok(Ended::Whole),
+            false => {
+                Err(Error::Truncated { host: endpoint.host.name(), what: what.to_owned(), got: *at, size })
+            }
+        }
+    }
+}
+
+/// How much of the answer comes before what was asked for.
+fn skipped(response: &Response, at: u64) -> u64 {
+    if at == 0 || response.status() != StatusCode::PARTIAL_CONTENT {
+        return at;
+    }
+    let first = response
+        .headers()
+        .get(http::header::CONTENT_RANGE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.strip_prefix("bytes "))
+        .and_then(|text| text.split('-').next())
+        .and_then(|first| first.parse::<u64>().ok());
+    // An answer from a later point would leave a hole; the digest finds that out.
+    at.saturating_sub(first.unwrap_or(at))
+}
+
+/// Notices a transfer that never stops but hardly moves. Only time spent waiting for the network counts: a slow disk is
+/// not the registry's fault.
+#[derive(Debug)]
+struct Pace {
+    window: Duration,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(window: Duration) -> Self {
+        Self { window, waited: Duration::ZERO, bytes: 0 }
+    }
+
+    fn is_too_slow(&mut self, bytes: u64, waited: Duration) -> bool {
+        self.bytes += bytes;
+        self.waited += waited;
+        if self.waited < self.window {
+            return false;
+        }
+        let slow = self.bytes < TRICKLE.saturating_mul(self.window.as_secs());
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        slow
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trickle_is_a_stall() {
+        let mut pace = Pace::new(Duration::from_secs(10));
+        assert!(!pace.is_too_slow(100, Duration::from_secs(9)));
+        assert!(pace.is_too_slow(100, Duration::from_secs(1)));
+        assert!(!pace.is_too_slow(10 * TRICKLE, Duration::from_secs(10)));
+    }
+}

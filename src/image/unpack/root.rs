@@ -1,0 +1,201 @@
+//! A layer's directory, and how names are found in it: always by the kernel, always beneath.
+//!
+//! A relative symbolic link made by an earlier entry may be followed on the way to a later one as long as it stays
+//! inside (`lib -> usr/lib`, then `lib/x`); one that is absolute or leads out is refused by `RESOLVE_BENEATH`.
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::EntryError;
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// Deepest nesting of a name. Each level costs a descriptor when the layer is removed.
+const DEPTH_LIMIT: usize = 512;
+/// Most bytes of names that are remembered for one layer.
+const REMEMBERED_LIMIT: usize = 256 << 20;
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+
+/// A name taken apart: the directory it is in, and its last component. The root itself has neither.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Name {
+    pub(crate) parent: Vec<u8>,
+    pub(crate) last: Vec<u8>,
+}
+
+impl Name {
+    /// Whether this is the layer's root.
+    pub(crate) fn is_root(&self) -> bool {
+        self.last.is_empty()
+    }
+
+    /// The whole name, without `.` and doubled slashes.
+    pub(crate) fn full(&self) -> Vec<u8> {
+        join(&self.parent, &self.last)
+    }
+
+    /// Checks and cleans a name of an archive.
+    pub(crate) fn read(raw: &[u8]) -> Result<Self, EntryError> {
+        if raw.first() == Some(&b'/') {
+            return Err(EntryError::Absolute);
+        }
+        if raw.len() >= 4096 || raw.contains(&0) {
+            return Err(EntryError::Name);
+        }
+        let mut parts: Vec<&[u8]> = Vec::new();
+        for part in raw.split(|b| *b == b'/') {
+            match part {
+                b"" | b"." => {}
+                b".." => return Err(EntryError::Parent),
+                part => parts.push(part),
+            }
+        }
+        if parts.len() > DEPTH_LIMIT {
+            return Err(EntryError::Name);
+        }
+        let last = parts.pop().unwrap_or_default().to_vec();
+        Ok(Self { parent: parts.join(&b'/'), last })
+    }
+}
+
+/// `directory/name`, where an empty one of both is left out.
+pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    match (directory.is_empty(), name.is_empty()) {
+        (true, _) => name.to_vec(),
+        (_, true) => directory.to_vec(),
+        _ => [directory, b"/", name].concat(),
+    }
+}
+
+/// The directory that a layer unpacks into.
+#[derive(Debug)]
+pub(crate) struct Root {
+    directory: OwnedFd,
+    /// The directory of the last entry: archives come ordered by directory.
+    last: Option<(Vec<u8>, OwnedFd)>,
+    /// Directories that had to be made without an entry of their own.
+    implicit: BTreeSet<Vec<u8>>,
+    /// Bytes of names kept here and by the writer.
+    remembered: usize,
+}
+
+impl Root {
+    pub(crate) fn open(path: &Path) -> Result<Self, Errno> {
+        let directory = rustix::fs::open(path, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
+        Ok(Self { directory, last: None, implicit: BTreeSet::new(), remembered: 0 })
+    }
+
+    /// Directories made without an entry, ancestors first.
+    pub(crate) fn implicit(&self) -> impl Iterator<Item = &Vec<u8>> {
+        self.implicit.iter()
+    }
+
+    /// Counts a name that is kept in memory until the layer is done.
+    pub(crate) fn remember(&mut self, name: &[u8]) -> Result<(), EntryError> {
+        self.remembered += name.len() + size_of::<Vec<u8>>();
+        if self.remembered > REMEMBERED_LIMIT { Err(EntryError::Names(REMEMBERED_LIMIT)) } else { Ok(()) }
+    }
+
+    /// An entry of its own came for a directory.
+    pub(crate) fn made_explicit(&mut self, path: &[u8]) {
+        self.implicit.remove(path);
+    }
+
+    /// Something that may have been on a way was taken away or replaced.
+    pub(crate) fn forget(&mut self) {
+        self.last = None;
+    }
+
+    /// Opens a directory below the root. The empty path is the root.
+    pub(crate) fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        if path.is_empty() {
+            return self.directory.try_clone().map_err(|_| Errno::MFILE);
+        }
+        rustix::fs::openat2(&self.directory, path, DIRECTORY, Mode::empty(), BENEATH)
+    }
+
+    /// The directory that an entry goes to, made with its ancestors when it is missing.
+    pub(crate) fn parent(&mut self, path: &[u8]) -> Result<&OwnedFd, EntryError> {
+        if !matches!(&self.last, Some((known, _)) if known == path) {
+            let directory = match self.open_directory(path) {
+                Err(Errno::NOENT) => self.make(path)?,
+                other => other.map_err(EntryError::system("opening its directory"))?,
+            };
+            self.last = Some((path.to_vec(), directory));
+        }
+        match &self.last {
+            Some((_, directory)) => Ok(directory),
+            None => Err(EntryError::Name),
+        }
+    }
+
+    fn make(&mut self, path: &[u8]) -> Result<OwnedFd, EntryError> {
+        let mut directory =
+            self.open_directory(b"").map_err(EntryError::system("opening the layer's root"))?;
+        let mut done: Vec<u8> = Vec::new();
+        for part in path.split(|b| *b == b'/') {
+            let next = join(&done, part);
+            directory = match self.open_directory(&next) {
+                Err(Errno::NOENT) => {
+                    rustix::fs::mkdirat(&directory, part, Mode::from_raw_mode(0o755))
+                        .map_err(EntryError::system("making its directory"))?;
+                    self.remember(&next)?;
+                    self.implicit.insert(next.clone());
+                    self.open_directory(&next).map_err(EntryError::system("opening its directory"))?
+                }
+                other => other.map_err(EntryError::system("opening its directory"))?,
+            };
+            done = next;
+        }
+        Ok(directory)
+    }
+}
+
+/// Removes what `name` in `directory` is, with all below, following nothing.
+pub(crate) fn remove(directory: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error),
+    }
+    let inner = rustix::fs::openat(directory, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
+    let names: Vec<CString> = rustix::fs::Dir::read_from(&inner)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.file_name().to_owned()))
+        .filter(|name| !matches!(name.to_bytes(), b"." | b".."))
+        .collect();
+    for name in names {
+        remove(inner.as_fd(), name.to_bytes())?;
+    }
+    rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR)
+}
+
+/// What `name` in `directory` is, if anything: its type and device number.
+pub(crate) fn kind_of(directory: BorrowedFd<'_>, name: &[u8]) -> Result<Option<(FileType, u64)>, Errno> {
+    match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some((FileType::from_raw_mode(stat.st_mode), stat.st_rdev))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn names_are_cleaned_or_refused() {
+        let name = |raw: &str| Name::read(raw.as_bytes());
+        assert_eq!(name("./a//b/./c/").unwrap(), Name { parent: b"a/b".to_vec(), last: b"c".to_vec() });
+        assert!(name("./").unwrap().is_root());
+        assert!(matches!(name("/a"), Err(EntryError::Absolute)));
+        assert!(matches!(name("a/../b"), Err(EntryError::Parent)));
+        assert!(matches!(name("a\0b"), Err(EntryError::Name)));
+        assert!(matches!(name(&"a/".repeat(3000)), Err(EntryError::Name)));
+        assert!(name("..a/b..").is_ok());
+    }
+}
