@@ -1,2 +1,84 @@
 //! The process beside each container.
-fn main() {}
+//!
+//! `berth-shim serve` holds one container: it creates it (with libcontainer, or an OCI runtime binary), keeps its standard
+//! streams, writes its log, waits for it and remembers how it ended, and answers the Task service of containerd's shim v2 protocol
+//! over ttrpc (versions 2 and 3, same messages) and our own `berth.shim.v1.Shim` on a Unix socket.
+//!
+//! ```text
+//!  Create ──▶ created ──Start──▶ running ──exit──▶ stopped ──Delete──▶ (nothing) ──Shutdown──▶ the shim ends
+//!                │                 │ ▲
+//!                └──Kill───────────┼─┘──▶ stopped       Pause / Resume: running ◀──▶ paused
+//! ```
+//!
+//! The process has one thread and a `poll` loop, and keeps only what an idle container needs. What needs much memory, may block or
+//! changes namespaces happens in forked children (`job`) that end afterwards.
+
+mod adapt;
+mod audience;
+mod cgroup;
+mod create;
+mod cwd;
+mod delete;
+mod devices;
+mod exec;
+mod executor;
+mod filter;
+mod frame;
+mod home;
+mod job;
+mod log;
+mod oci;
+mod pod_init;
+mod rootfs;
+mod serve;
+mod status;
+mod stdio;
+mod stream;
+mod sys;
+mod terminal;
+mod trace;
+mod update;
+mod warm;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage:
+  berth-shim serve --id ID --bundle DIR [--socket-fd N] [--runtime PATH [--runtime-root DIR]]
+                   [--seccomp-cache DIR]
+      serves the Task service on the listening socket passed as descriptor N (3 unless said)
+  berth-shim pod-init --pidns-path PATH
+      makes a PID namespace, pins it at PATH and prints the process id of its first process
+  berth-shim --version";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    let result = match command.as_str() {
+        "serve" => serve::Options::parse(&rest).and_then(serve::run),
+        "pod-init" => pod_init::run(&rest),
+        "--version" | "version" => {
+            println!("berth-shim {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        _ => Err(USAGE.to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("berth-shim: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The value of `--name` among arguments of the form `--name value`.
+fn option(arguments: &[String], name: &str) -> Result<Option<String>, String> {
+    match arguments.iter().position(|argument| argument == name) {
+        None => Ok(None),
+        Some(at) => match arguments.get(at + 1) {
+            Some(value) => Ok(Some(value.clone())),
+            None => Err(format!("{name} needs a value")),
+        },
+    }
+}

@@ -1,0 +1,192 @@
+//! Creation of a container with libcontainer, in a forked child of the shim.
+//!
+//! The child takes a mount namespace of its own, mounts the root file system there, adapts the spec to what this kernel allows,
+//! and lets libcontainer do the rest; the container's first process is left waiting for its start and becomes the shim's child
+//! when the creator ends.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use libcontainer::container::Container;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use oci_spec::runtime::LinuxDeviceCgroup;
+
+use crate::adapt;
+use crate::cgroup;
+use crate::devices;
+use crate::executor::Command;
+use crate::job::Reporter;
+use crate::rootfs::{self, RootfsMount};
+use crate::status::Failure;
+use crate::sys;
+use crate::trace;
+
+/// What a creation needs to know.
+#[derive(Debug)]
+pub(crate) struct Creation {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: Vec<RootfsMount>,
+    pub(crate) terminal: bool,
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
+    /// Where compiled filters of all containers are kept.
+    pub(crate) seccomp_cache: Option<PathBuf>,
+}
+
+/// Where libcontainer keeps its state of the container.
+pub(crate) fn state_root(bundle: &Path) -> PathBuf {
+    bundle.join("state")
+}
+
+/// Creates the container and reports its process, cgroup and terminal.
+pub(crate) fn run(creation: Creation, reporter: &Reporter) {
+    trace::report_errors(reporter);
+    let state = state_root(&creation.bundle);
+    match create(creation, reporter) {
+        Ok(()) => reporter.done(),
+        Err(failure) => {
+            let _ = fs::remove_dir_all(state);
+            reporter.failed(&failure);
+        }
+    }
+}
+
+fn create(creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
+    let own = cgroup::own_membership().map_err(|error| Failure::doing("reading the cgroup", &error))?;
+    rootfs::private_namespace(&creation.bundle)?;
+    rootfs::mount_all(&creation.rootfs, &creation.bundle.join("rootfs"))?;
+    let adapted = adapt::spec(&creation.bundle, creation.seccomp_cache.as_deref())?;
+    let listener = if creation.terminal { Some(console_listener(&creation.bundle)?) } else { None };
+    let state_root = state_root(&creation.bundle);
+    // What an earlier creation that was cut off left behind.
+    let _ = fs::remove_dir_all(state_root.join(&creation.id));
+    let failed =
+        |error: libcontainer::error::LibcontainerError| Failure::doing("creating the container", &error);
+    let mut builder = ContainerBuilder::new(creation.id.clone(), SyscallType::Linux)
+        .with_root_path(&state_root)
+        .map_err(failed)?
+        .with_executor(Command::new(
+            reporter.duplicate().map_err(|error| Failure::doing("duplicating a descriptor", &error))?,
+            adapted.restrictions,
+        ))
+        .with_console_socket(listener.as_ref().map(|_| console_path(&creation.bundle)));
+    if !creation.terminal {
+        for (stream, fd) in [creation.stdin, creation.stdout, creation.stderr].into_iter().enumerate() {
+            // libcontainer duplicates them onto 0 to 2 and closes the originals: they must be others.
+            let fd = match fd {
+                Some(fd) => sys::dup_high(fd.as_raw_fd()),
+                None => null().and_then(|fd| sys::dup_high(fd.as_raw_fd())),
+            }
+            .map_err(|error| Failure::doing("preparing standard streams", &error))?;
+            builder = match stream {
+                0 => builder.with_stdin(fd),
+                1 => builder.with_stdout(fd),
+                _ => builder.with_stderr(fd),
+            };
+        }
+    }
+    let container: Container = builder
+        .as_init(&creation.bundle)
+        .with_systemd(adapted.uses_systemd)
+        .with_detach(true)
+        .build()
+        .map_err(failed)?;
+    let pid = container.pid().ok_or_else(|| Failure::internal("libcontainer made no process"))?.as_raw();
+    if !adapted.devices.is_empty() {
+        // Before the command runs: its process still waits for the start.
+        enforce_devices(pid, &own, &adapted.devices)?;
+    }
+    report_cgroup(pid, &own, reporter)?;
+    if let Some(listener) = listener {
+        let _ = fs::remove_file(console_path(&creation.bundle));
+        reporter.terminal(crate::terminal::receive(&listener)?.as_fd());
+    }
+    reporter.pid(pid);
+    Ok(())
+}
+
+fn enforce_devices(pid: i32, own: &[(String, String)], rules: &[LinuxDeviceCgroup]) -> Result<(), Failure> {
+    let failed = |error: &io::Error| {
+        let _ = sys::kill(pid, libc::SIGKILL);
+        Failure::doing("enforcing the container's device rules", error)
+    };
+    let directories = cgroup::directories_of(pid, own).map_err(|error| failed(&error))?;
+    for directory in directories {
+        devices::enforce(&directory, rules).map_err(|error| failed(&error))?;
+    }
+    Ok(())
+}
+
+/// The numbers of those that are open.
+pub(crate) fn raw(fds: &[Option<OwnedFd>]) -> Vec<RawFd> {
+    fds.iter().flatten().map(AsRawFd::as_raw_fd).collect()
+}
+
+/// The descriptors a creation needs.
+pub(crate) fn descriptors(creation: &Creation) -> Vec<RawFd> {
+    [&creation.stdin, &creation.stdout, &creation.stderr]
+        .into_iter()
+        .flatten()
+        .map(AsRawFd::as_raw_fd)
+        .collect()
+}
+
+/// `/dev/null`, both ways.
+pub(crate) fn null() -> io::Result<OwnedFd> {
+    Ok(fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
+}
+
+/// Tells the shim which directories are the container's.
+pub(crate) fn report_cgroup(pid: i32, own: &[(String, String)], reporter: &Reporter) -> Result<(), Failure> {
+    let directories = cgroup::directories_of(pid, own)
+        .map_err(|error| Failure::doing(&format!("reading the cgroup of process {pid}"), &error))?;
+    for directory in directories {
+        reporter.cgroup(&directory);
+    }
+    Ok(())
+}
+
+pub(crate) fn console_path(bundle: &Path) -> PathBuf {
+    bundle.join("console.sock")
+}
+
+/// Listens for the terminal; the name is bound relative to the bundle because socket names are short.
+pub(crate) fn console_listener(bundle: &Path) -> Result<UnixListener, Failure> {
+    let _ = fs::remove_file(console_path(bundle));
+    let make = || -> io::Result<UnixListener> {
+        let before = std::env::current_dir()?;
+        std::env::set_current_dir(bundle)?;
+        let listener = UnixListener::bind("console.sock");
+        std::env::set_current_dir(before)?;
+        listener
+    };
+    make().map_err(|error| Failure::doing("listening for the terminal", &error))
+}
+
+/// Lets the created container run, if that takes no more than telling it so: false where hooks are to be run as well.
+pub(crate) fn start_at_once(id: &str, bundle: &Path) -> io::Result<bool> {
+    if adapt::has_hooks(bundle) {
+        return Ok(false);
+    }
+    // A socket's name is short; the directory's may not be.
+    let directory = fs::File::open(state_root(bundle).join(id))?;
+    let mut socket = UnixStream::connect(format!("/proc/self/fd/{}/notify.sock", directory.as_raw_fd()))?;
+    socket.write_all(b"start container")?;
+    Ok(true)
+}
+
+/// Lets the created container run.
+pub(crate) fn start(id: &str, bundle: &Path, reporter: &Reporter) {
+    trace::report_errors(reporter);
+    let result = Container::load(state_root(bundle).join(id)).and_then(|mut container| container.start());
+    match result {
+        Ok(()) => reporter.done(),
+        Err(error) => reporter.failed(&Failure::doing("starting the container", &error)),
+    }
+}

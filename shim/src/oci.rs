@@ -1,0 +1,167 @@
+//! The second backend: an OCI runtime binary (runc, crun, youki), called as its command line documents.
+//!
+//! The container's first process becomes the shim's child when the binary has ended, so logs, exit and reaping are the same as
+//! with the built-in runtime. Everything here runs in a forked child of the shim.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::cgroup;
+use crate::create::{Creation, console_listener, console_path, report_cgroup};
+use crate::job::Reporter;
+use crate::rootfs;
+use crate::status::{Code, Failure};
+
+/// Which binary, and where it keeps its state.
+#[derive(Clone, Debug)]
+pub(crate) struct Binary {
+    pub(crate) path: PathBuf,
+    pub(crate) root: Option<PathBuf>,
+    pub(crate) bundle: PathBuf,
+}
+
+impl Binary {
+    fn command(&self, log: &Path) -> Command {
+        let mut command = Command::new(&self.path);
+        if let Some(root) = &self.root {
+            command.arg("--root").arg(root);
+        }
+        command.arg("--log").arg(log).arg("--log-format").arg("json");
+        command.current_dir(&self.bundle).stdin(Stdio::null());
+        command
+    }
+
+    fn run(
+        &self,
+        what: &str,
+        arguments: &[&str],
+        stdio: Option<[Option<OwnedFd>; 3]>,
+    ) -> Result<(), Failure> {
+        let log = self.bundle.join(format!("runtime-{what}.log"));
+        let mut command = self.command(&log);
+        command.arg(what).args(arguments);
+        let inherits = stdio.is_some();
+        if let Some([stdin, stdout, stderr]) = stdio {
+            let or_null = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
+            command.stdin(or_null(stdin)).stdout(or_null(stdout)).stderr(or_null(stderr));
+        } else {
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+        }
+        let status = command
+            .status()
+            .map_err(|error| Failure::doing(&format!("running {}", self.path.display()), &error))?;
+        let said = last_error(&log);
+        let _ = fs::remove_file(&log);
+        if status.success() {
+            return Ok(());
+        }
+        let _ = inherits;
+        let message = said.unwrap_or_else(|| format!("{} {what}: {status}", self.path.display()));
+        let code = if message.contains("does not exist") { Code::NotFound } else { Code::Internal };
+        Err(Failure::new(code, message))
+    }
+
+    pub(crate) fn create(&self, creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
+        let own = cgroup::own_membership().map_err(|error| Failure::doing("reading the cgroup", &error))?;
+        rootfs::private_namespace(&creation.bundle)?;
+        rootfs::mount_all(&creation.rootfs, &creation.bundle.join("rootfs"))?;
+        let pid_file = self.bundle.join("init.pid");
+        let listener = if creation.terminal { Some(console_listener(&creation.bundle)?) } else { None };
+        let (bundle, pid_path) = (self.bundle.display().to_string(), pid_file.display().to_string());
+        let console = console_path(&creation.bundle).display().to_string();
+        let mut arguments = vec!["--bundle", &bundle, "--pid-file", &pid_path];
+        if creation.terminal {
+            arguments.extend(["--console-socket", &console]);
+        }
+        arguments.push(&creation.id);
+        let stdio = if creation.terminal {
+            [None, None, None]
+        } else {
+            [creation.stdin, creation.stdout, creation.stderr]
+        };
+        self.run("create", &arguments, Some(stdio))?;
+        let pid = read_pid(&pid_file)?;
+        report_cgroup(pid, &own, reporter)?;
+        if let Some(listener) = listener {
+            let _ = fs::remove_file(console_path(&creation.bundle));
+            reporter.terminal(crate::terminal::receive(&listener)?.as_fd());
+        }
+        reporter.pid(pid);
+        Ok(())
+    }
+
+    pub(crate) fn start(&self, id: &str) -> Result<(), Failure> {
+        self.run("start", &[id], None)
+    }
+
+    pub(crate) fn delete(&self, id: &str) -> Result<(), Failure> {
+        match self.run("delete", &["--force", id], None) {
+            Err(failure) if failure.code == Code::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Runs a further process; `spec` is its OCI process as JSON.
+    pub(crate) fn exec(
+        &self,
+        id: &str,
+        exec_id: &str,
+        spec: &[u8],
+        terminal: bool,
+        stdio: [Option<OwnedFd>; 3],
+        reporter: &Reporter,
+    ) -> Result<(), Failure> {
+        let directory = self.bundle.join(format!("exec-{exec_id}"));
+        let result = self.exec_in(&directory, id, spec, terminal, stdio, reporter);
+        let _ = fs::remove_dir_all(&directory);
+        result
+    }
+
+    fn exec_in(
+        &self,
+        directory: &Path,
+        id: &str,
+        spec: &[u8],
+        terminal: bool,
+        stdio: [Option<OwnedFd>; 3],
+        reporter: &Reporter,
+    ) -> Result<(), Failure> {
+        let failed =
+            |error: &std::io::Error| Failure::doing(&format!("preparing {}", directory.display()), error);
+        fs::create_dir_all(directory).map_err(|error| failed(&error))?;
+        let (spec_file, pid_file) = (directory.join("process.json"), directory.join("pid"));
+        fs::write(&spec_file, spec).map_err(|error| failed(&error))?;
+        let listener = if terminal { Some(console_listener(directory)?) } else { None };
+        let (spec_path, pid_path) = (spec_file.display().to_string(), pid_file.display().to_string());
+        let console = console_path(directory).display().to_string();
+        let mut arguments = vec!["--detach", "--process", &spec_path, "--pid-file", &pid_path];
+        if terminal {
+            arguments.extend(["--tty", "--console-socket", &console]);
+        }
+        arguments.push(id);
+        self.run("exec", &arguments, Some(stdio))?;
+        if let Some(listener) = listener {
+            reporter.terminal(crate::terminal::receive(&listener)?.as_fd());
+        }
+        reporter.pid(read_pid(&pid_file)?);
+        Ok(())
+    }
+}
+
+fn read_pid(path: &Path) -> Result<i32, Failure> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::doing(&format!("reading {}", path.display()), &error))?;
+    text.trim().parse().map_err(|_| Failure::internal(format!("{}: no process id: {text:?}", path.display())))
+}
+
+/// The message of the last line at level error in a runtime's JSON log.
+fn last_error(log: &Path) -> Option<String> {
+    let text = fs::read_to_string(log).ok()?;
+    text.lines()
+        .rev()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find(|entry| entry.get("level").and_then(|level| level.as_str()) == Some("error"))
+        .and_then(|entry| entry.get("msg").and_then(|message| message.as_str()).map(str::to_owned))
+}

@@ -1,0 +1,395 @@
+//! The resident part: one thread, one `poll` loop over clients, children, jobs and streams.
+
+mod attach;
+mod calls;
+mod container;
+mod jobs;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::audience::Audience;
+use crate::frame::Connection;
+use crate::oci::Binary;
+use crate::stream::{Input, Stream};
+use crate::sys;
+use crate::warm::Warm;
+
+use container::{Process, Reply};
+use jobs::Running;
+
+/// Clients at once.
+const CONNECTIONS_MAX: usize = 64;
+/// Ends when there was nothing to do and nobody connected for so long.
+const ORPHANED_MAX: Duration = Duration::from_secs(120);
+
+/// Milliseconds without anything to do after which memory is given back: no call waits for that.
+const TIDY_AFTER: i32 = 50;
+
+/// How the shim was called.
+#[derive(Debug)]
+pub(crate) struct Options {
+    id: String,
+    bundle: PathBuf,
+    runtime: Option<PathBuf>,
+    runtime_root: Option<PathBuf>,
+    seccomp_cache: Option<PathBuf>,
+    socket: i32,
+}
+
+impl Options {
+    pub(crate) fn parse(arguments: &[String]) -> Result<Self, String> {
+        let id = crate::option(arguments, "--id")?.ok_or("serve: --id is missing")?;
+        if !valid_id(&id) {
+            return Err(format!("serve: {id:?} is no container id"));
+        }
+        let bundle = crate::option(arguments, "--bundle")?.ok_or("serve: --bundle is missing")?;
+        let bundle = PathBuf::from(&bundle)
+            .canonicalize()
+            .map_err(|error| format!("serve: bundle {bundle}: {error}"))?;
+        let path = |name| crate::option(arguments, name).map(|value| value.map(PathBuf::from));
+        let socket = crate::option(arguments, "--socket-fd")?.unwrap_or_else(|| "3".to_owned());
+        let socket = socket.parse().map_err(|_| format!("serve: {socket:?} is no descriptor"))?;
+        Ok(Self {
+            id,
+            bundle,
+            runtime: path("--runtime")?,
+            runtime_root: path("--runtime-root")?,
+            seccomp_cache: path("--seccomp-cache")?,
+            socket,
+        })
+    }
+}
+
+/// Ids become file names.
+fn valid_id(id: &str) -> bool {
+    !id.is_empty()
+        && id.len() <= 200
+        && id != "."
+        && id != ".."
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-+".contains(&byte))
+}
+
+/// Everything the shim knows.
+#[derive(Debug)]
+struct Shim {
+    id: String,
+    bundle: PathBuf,
+    binary: Option<Binary>,
+    seccomp_cache: Option<PathBuf>,
+    connections: Vec<Connection>,
+    next_connection: u64,
+    container: Option<Process>,
+    cgroups: Vec<PathBuf>,
+    paused: bool,
+    execs: BTreeMap<String, Process>,
+    jobs: Vec<Running>,
+    warm: Option<Warm>,
+    streams: Vec<Stream>,
+    inputs: Vec<Input>,
+    audience: Rc<RefCell<Audience>>,
+    /// Children that ended before anybody said whose they are.
+    strays: Vec<sys::Reaped>,
+    had_container: bool,
+    shutdown: bool,
+    lonely_since: Instant,
+    heap_dirty: bool,
+}
+
+enum Token {
+    Signals,
+    Listener,
+    Connection(u64),
+    Job(i32),
+    Stream(usize),
+    Input(usize),
+    Member(u64),
+    Keyboard,
+}
+
+/// The inherited listening socket. One that came as a standard stream makes room for `/dev/null` there: whoever starts the shim
+/// can pass descriptors 0 to 2 without running code of its own between fork and exec.
+fn take_socket(descriptor: i32) -> std::io::Result<std::os::fd::OwnedFd> {
+    if descriptor > 2 {
+        return sys::inherited(descriptor);
+    }
+    let socket = sys::dup_high(descriptor)?;
+    sys::dup_onto(std::os::fd::AsRawFd::as_raw_fd(&crate::create::null()?), descriptor)?;
+    Ok(socket)
+}
+
+/// Serves until the container is gone.
+pub(crate) fn run(options: Options) -> Result<(), String> {
+    let failed = |what: &'static str| move |error: std::io::Error| format!("serve: {what}: {error}");
+    let listener = take_socket(options.socket).map_err(failed("taking over the listening socket"))?;
+    let _ = nix::unistd::setsid();
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    nix::unistd::chdir("/").map_err(|error| format!("serve: {error}"))?;
+    for stream in 0..=2 {
+        if let Err(error) = sys::ensure_open(stream) {
+            return Err(format!("serve: opening standard streams: {error}"));
+        }
+    }
+    for signal in [libc::SIGPIPE, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGTTOU] {
+        sys::ignore_signal(signal);
+    }
+    sys::become_subreaper().map_err(failed("becoming a subreaper"))?;
+    let signals = sys::child_signals().map_err(failed("watching children"))?;
+    prime_cgroups();
+    let listener = UnixListener::from(listener);
+    listener.set_nonblocking(true).map_err(failed("preparing the socket"))?;
+    let binary = options.runtime.map(|path| Binary {
+        path,
+        root: options.runtime_root,
+        bundle: options.bundle.clone(),
+    });
+    let mut shim = Shim {
+        id: options.id,
+        bundle: options.bundle,
+        binary,
+        seccomp_cache: options.seccomp_cache,
+        connections: Vec::new(),
+        next_connection: 0,
+        container: None,
+        cgroups: Vec::new(),
+        paused: false,
+        execs: BTreeMap::new(),
+        jobs: Vec::new(),
+        warm: None,
+        streams: Vec::new(),
+        inputs: Vec::new(),
+        audience: Rc::default(),
+        strays: Vec::new(),
+        had_container: false,
+        shutdown: false,
+        lonely_since: Instant::now(),
+        heap_dirty: false,
+    };
+    shim.serve(&listener, &signals)
+}
+
+/// On cgroup v1 the first write to a `cgroup.procs` in a while waits for an RCU grace period (8 ms); those that follow soon do
+/// not. A child pays for it now, by moving itself to where it is, while the client still connects and prepares.
+fn prime_cgroups() {
+    if !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+        && let Ok(sys::Fork::Child) = sys::fork()
+    {
+        let _ = crate::cgroup::rejoin();
+        sys::exit_now(0);
+    }
+}
+
+impl Shim {
+    fn serve(&mut self, listener: &UnixListener, signals: &OwnedFd) -> Result<(), String> {
+        let (mut fds, mut tokens) = (Vec::new(), Vec::new());
+        while !self.finished() {
+            self.interests(listener, signals, &mut fds, &mut tokens);
+            let tidies = self.heap_dirty && self.jobs.is_empty();
+            let timeout = self.next_deadline().map(|at| {
+                let rest = at.saturating_duration_since(Instant::now()).as_millis() + 1;
+                i32::try_from(rest).unwrap_or(i32::MAX)
+            });
+            let timeout = if tidies { Some(timeout.unwrap_or(TIDY_AFTER).min(TIDY_AFTER)) } else { timeout };
+            let ready = sys::poll(&mut fds, timeout).map_err(|error| format!("serve: poll: {error}"))?;
+            if tidies && ready == 0 {
+                sys::trim_heap();
+                self.heap_dirty = false;
+            }
+            self.handle(&fds, &tokens, listener, signals);
+            self.give_up_streams();
+            self.dismiss_audience();
+        }
+        Ok(())
+    }
+
+    fn finished(&self) -> bool {
+        if self.container.is_some() || !self.jobs.is_empty() {
+            return false;
+        }
+        let answered = self.connections.iter().all(|connection| !connection.wants_write());
+        let abandoned = self.connections.is_empty()
+            && (self.had_container || self.lonely_since.elapsed() >= ORPHANED_MAX);
+        (self.shutdown && answered) || abandoned
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let lonely = (self.container.is_none() && self.connections.is_empty())
+            .then(|| self.lonely_since + ORPHANED_MAX);
+        let warm = self.warm.as_ref().map(|warm| warm.until);
+        let attached = self.audience.borrow().deadline();
+        self.streams.iter().filter_map(Stream::next_look).chain(lonely).chain(warm).chain(attached).min()
+    }
+
+    fn interests(
+        &self,
+        listener: &UnixListener,
+        signals: &OwnedFd,
+        fds: &mut Vec<libc::pollfd>,
+        tokens: &mut Vec<Token>,
+    ) {
+        fds.clear();
+        tokens.clear();
+        let mut add = |fd, events, token| {
+            fds.push(libc::pollfd { fd, events, revents: 0 });
+            tokens.push(token);
+        };
+        add(signals.as_raw_fd(), libc::POLLIN, Token::Signals);
+        if self.connections.len() < CONNECTIONS_MAX {
+            add(listener.as_raw_fd(), libc::POLLIN, Token::Listener);
+        }
+        for connection in &self.connections {
+            let events = if connection.wants_write() { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
+            add(connection.fd(), events, Token::Connection(connection.id));
+        }
+        for running in &self.jobs {
+            if !running.stream_ended {
+                add(running.job.fd(), libc::POLLIN, Token::Job(running.job.pid));
+            }
+        }
+        for (index, stream) in self.streams.iter().enumerate() {
+            let (fd, events) = stream.interest();
+            add(fd, events, Token::Stream(index));
+        }
+        for (index, input) in self.inputs.iter().enumerate() {
+            let (fd, events) = input.interest();
+            add(fd, events, Token::Input(index));
+        }
+        for (fd, events, member) in self.audience.borrow().interests() {
+            add(fd, events, member.map_or(Token::Keyboard, Token::Member));
+        }
+    }
+
+    fn handle(&mut self, fds: &[libc::pollfd], tokens: &[Token], listener: &UnixListener, signals: &OwnedFd) {
+        let (mut over, mut inputs_over) = (Vec::new(), Vec::new());
+        let ready = || fds.iter().zip(tokens).filter(|(fd, _)| fd.revents != 0);
+        // Streams first: their indices are those of this round, and what a process wrote is in its log before its end is told.
+        for (fd, token) in ready() {
+            let is_over = match token {
+                Token::Stream(index) => self.streams.get_mut(*index).is_some_and(|stream| !stream.pump(8)),
+                // A FIFO without any writer reports a hang-up for good: CloseIO ended it.
+                Token::Input(index) => {
+                    self.inputs.get_mut(*index).is_some_and(|input| !input.pump())
+                        || fd.revents & libc::POLLNVAL != 0
+                }
+                _ => false,
+            };
+            match token {
+                Token::Stream(index) if is_over => over.push(*index),
+                Token::Input(index) if is_over => inputs_over.push(*index),
+                _ => {}
+            }
+        }
+        for index in over.into_iter().rev() {
+            self.streams.remove(index).finish();
+        }
+        for index in inputs_over.into_iter().rev() {
+            self.inputs.remove(index);
+        }
+        for (fd, token) in ready() {
+            match token {
+                Token::Signals => self.reap(signals),
+                Token::Listener => self.accept(listener),
+                Token::Connection(id) => self.serve_connection(*id),
+                Token::Job(pid) => self.read_job(*pid),
+                Token::Member(id) => self.audience.borrow_mut().serve(*id, fd.revents),
+                Token::Keyboard => self.audience.borrow_mut().type_on(),
+                Token::Stream(_) | Token::Input(_) => {}
+            }
+        }
+    }
+
+    /// Ends the streams of processes that are gone when others kept them open for too long.
+    fn give_up_streams(&mut self) {
+        let now = Instant::now();
+        if self.warm.as_ref().is_some_and(|warm| warm.until <= now) {
+            self.cool_down();
+        }
+        let mut index = 0;
+        while let Some(stream) = self.streams.get_mut(index) {
+            let over = stream.deadline.is_some_and(|deadline| deadline <= now);
+            if over {
+                stream.pump(64);
+                self.streams.remove(index).finish();
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// After an exec: a process for the next one.
+    fn warm_up(&mut self) {
+        let runs = self.container.as_ref().is_some_and(|container| container.exit().is_none());
+        if runs && !self.paused && self.warm.is_none() && self.binary.is_none() {
+            self.warm = Warm::spawn(&self.bundle, &self.cgroups);
+        }
+    }
+
+    fn cool_down(&mut self) {
+        if let Some(warm) = self.warm.take() {
+            warm.give_up();
+        }
+    }
+
+    fn accept(&mut self, listener: &UnixListener) {
+        while self.connections.len() < CONNECTIONS_MAX {
+            let Ok((socket, _)) = listener.accept() else { return };
+            match Connection::new(self.next_connection, socket) {
+                Ok(connection) => self.connections.push(connection),
+                Err(error) => eprintln!("accepting a client: {error}"),
+            }
+            self.next_connection += 1;
+        }
+    }
+
+    fn serve_connection(&mut self, id: u64) {
+        let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) else {
+            return;
+        };
+        let flushed = connection.flush();
+        let frames = flushed.and_then(|()| connection.read());
+        match frames {
+            Ok(frames) => {
+                for frame in frames {
+                    let reply = Reply { connection: id, stream: frame.stream };
+                    self.call(reply, &frame.payload);
+                }
+            }
+            Err(error) => {
+                if error.kind() != std::io::ErrorKind::UnexpectedEof {
+                    eprintln!("dropping a client: {error}");
+                }
+                self.drop_connection(id);
+            }
+        }
+    }
+
+    fn drop_connection(&mut self, id: u64) {
+        self.connections.retain(|connection| connection.id != id);
+        self.container.iter_mut().chain(self.execs.values_mut()).for_each(|process| {
+            process.waiters.retain(|waiter| waiter.connection != id);
+        });
+        if self.connections.is_empty() {
+            self.lonely_since = Instant::now();
+            self.heap_dirty = true;
+        }
+    }
+
+    /// Sends an encoded `Response`.
+    fn send(&mut self, reply: Reply, response: &[u8]) {
+        let Some(connection) =
+            self.connections.iter_mut().find(|connection| connection.id == reply.connection)
+        else {
+            return;
+        };
+        if let Err(error) = connection.send(reply.stream, response) {
+            eprintln!("dropping a client: {error}");
+            self.drop_connection(reply.connection);
+        }
+    }
+}

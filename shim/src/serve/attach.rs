@@ -1,0 +1,55 @@
+//! Attaching clients to the container.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use containerd_shim_protos::api;
+
+use crate::status::{Code, Failure};
+use crate::stdio;
+
+use super::Shim;
+use super::container::{Phase, Reply};
+
+impl Shim {
+    /// Answers, and hands the caller's connection over to the audience.
+    pub(super) fn attach(&mut self, reply: Reply, types: bool) -> Result<(), Failure> {
+        let running = self.container.as_ref().is_some_and(|container| container.exit().is_none());
+        if !running {
+            return Err(Failure::new(Code::FailedPrecondition, "the container is not running"));
+        }
+        if self.audience.borrow().full() {
+            return Err(Failure::new(Code::FailedPrecondition, "too many clients are attached already"));
+        }
+        self.answer(reply, &api::Empty::default());
+        let index = self.connections.iter().position(|connection| connection.id == reply.connection);
+        if let Some(index) = index {
+            let (socket, unsent) = self.connections.swap_remove(index).into_parts();
+            self.drop_connection(reply.connection);
+            self.audience.borrow_mut().admit(reply.connection, socket, unsent, types);
+        }
+        Ok(())
+    }
+
+    /// Attached clients type into the container's terminal when it has standard input.
+    pub(super) fn attach_terminal(&mut self, master: &OwnedFd) {
+        let wanted = self.container.as_ref().is_some_and(|container| stdio::is_attached(&container.stdin));
+        if !wanted {
+            return;
+        }
+        match rustix::io::fcntl_dupfd_cloexec(master.as_fd(), 0) {
+            Ok(keyboard) => self.audience.borrow_mut().set_keyboard(keyboard, false),
+            Err(error) => eprintln!("attaching a terminal: {error}"),
+        }
+    }
+
+    /// Lets attached clients go when the container has ended and its output, too.
+    pub(super) fn dismiss_audience(&mut self) {
+        let ended = match &self.container {
+            Some(container) => matches!(container.phase, Phase::Stopped(_)),
+            None => self.had_container,
+        };
+        if ended && !self.streams.iter().any(|stream| stream.owner.is_empty()) {
+            self.audience.borrow_mut().end();
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! A process the shim watches: the container's first one, or an exec; and what is kept of its end.
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::cgroup;
+use crate::sys::Reaped;
+
+use super::Shim;
+
+/// How long the streams of an ended process are read on when others hold them open.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Where an answer goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reply {
+    pub(super) connection: u64,
+    pub(super) stream: u32,
+}
+
+/// Where a process is in its life.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Phase {
+    /// Created, or an exec that was only announced.
+    Created,
+    /// A start is under way.
+    Starting,
+    Running,
+    Stopped(Exit),
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Exit {
+    /// The exit code, or 128 and the signal.
+    pub(super) code: i32,
+    pub(super) signal: i32,
+    /// Nanoseconds since 1970.
+    pub(super) at: i64,
+}
+
+/// One process.
+#[derive(Debug)]
+pub(super) struct Process {
+    /// 0 before there is one.
+    pub(super) pid: i32,
+    pub(super) phase: Phase,
+    pub(super) terminal: bool,
+    pub(super) stdin: String,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+    /// The master side of its terminal.
+    pub(super) master: Option<OwnedFd>,
+    /// Keeps a stdin FIFO from ending until CloseIO.
+    pub(super) stdin_holder: Option<OwnedFd>,
+    /// An exec's OCI process as JSON, until it is started.
+    pub(super) spec: Vec<u8>,
+    /// Wait calls to answer.
+    pub(super) waiters: Vec<Reply>,
+}
+
+impl Process {
+    pub(super) fn new(terminal: bool, stdin: &str, stdout: &str, stderr: &str) -> Self {
+        Self {
+            pid: 0,
+            phase: Phase::Created,
+            terminal,
+            stdin: stdin.to_owned(),
+            stdout: stdout.to_owned(),
+            stderr: stderr.to_owned(),
+            master: None,
+            stdin_holder: None,
+            spec: Vec::new(),
+            waiters: Vec::new(),
+        }
+    }
+
+    pub(super) fn exit(&self) -> Option<Exit> {
+        match self.phase {
+            Phase::Stopped(exit) => Some(exit),
+            _ => None,
+        }
+    }
+}
+
+impl Shim {
+    /// The container's process, or the exec's when `exec_id` is not empty.
+    pub(super) fn process_mut(&mut self, exec_id: &str) -> Option<&mut Process> {
+        if exec_id.is_empty() { self.container.as_mut() } else { self.execs.get_mut(exec_id) }
+    }
+
+    /// A watched process ended: keep how, tell those who wait.
+    pub(super) fn ended(&mut self, exec_id: &str, reaped: Reaped) {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        let exit =
+            Exit { code: reaped.code, signal: reaped.signal, at: i64::try_from(at).unwrap_or(i64::MAX) };
+        // What it wrote comes before its end; what others write into the same pipes does not delay it.
+        let deadline = Instant::now() + DRAIN_MAX;
+        for stream in self.streams.iter_mut().filter(|stream| stream.owner == exec_id) {
+            stream.pump(16);
+            stream.deadline = Some(deadline);
+        }
+        self.inputs.retain(|input| input.owner != exec_id);
+        if exec_id.is_empty() {
+            self.cool_down();
+            self.audience.borrow_mut().close_keyboard();
+            let oom_killed = cgroup::oom_kills(&self.cgroups) > 0;
+            if let Err(error) = write_exit(&self.bundle, reaped.pid, exit, oom_killed) {
+                eprintln!("writing exit.json: {error}");
+            }
+        }
+        let Some(process) = self.process_mut(exec_id) else { return };
+        process.phase = Phase::Stopped(exit);
+        process.stdin_holder = None;
+        process.master = None;
+        for waiter in std::mem::take(&mut process.waiters) {
+            self.answer_wait(waiter, exit);
+        }
+    }
+}
+
+/// `exit.json` in the bundle, whole or not at all.
+fn write_exit(bundle: &Path, pid: i32, exit: Exit, oom_killed: bool) -> std::io::Result<()> {
+    let text = format!(
+        "{{\"pid\":{pid},\"exit_code\":{},\"signal\":{},\"exited_at_ns\":{},\"oom_killed\":{oom_killed}}}\n",
+        exit.code, exit.signal, exit.at
+    );
+    let temporary = bundle.join("exit.json.tmp");
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    drop(file);
+    fs::rename(temporary, bundle.join("exit.json"))
+}

@@ -1,0 +1,72 @@
+//! Errors as the shim's clients see them: a ttrpc code and a message.
+
+/// gRPC codes, as ttrpc uses them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub(crate) enum Code {
+    /// The request makes no sense.
+    InvalidArgument = 3,
+    /// No such container or exec.
+    NotFound = 5,
+    /// There is one already.
+    AlreadyExists = 6,
+    /// Not in this state.
+    FailedPrecondition = 9,
+    /// Not built.
+    Unimplemented = 12,
+    /// Anything else.
+    Internal = 13,
+}
+
+impl Code {
+    pub(crate) fn from_byte(byte: u8) -> Self {
+        [
+            Self::InvalidArgument,
+            Self::NotFound,
+            Self::AlreadyExists,
+            Self::FailedPrecondition,
+            Self::Unimplemented,
+        ]
+        .into_iter()
+        .find(|code| *code as u8 == byte)
+        .unwrap_or(Self::Internal)
+    }
+}
+
+/// A refusal.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Failure {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(Code::Internal, message)
+    }
+
+    /// What was tried, and the error with all its causes.
+    pub(crate) fn doing(what: &str, error: &dyn std::error::Error) -> Self {
+        Self::internal(format!("{what}: {}", chain(error)))
+    }
+}
+
+/// An error and its causes, joined by colons; a cause that its parent repeats already is not said twice.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,139 @@
+//! Opens the standard streams of a Create or Exec request.
+//!
+//! | path | meaning |
+//! |---|---|
+//! | empty | `/dev/null` |
+//! | `cri-log:///path` | the shim writes the container's log there (see `log`) |
+//! | `/path` | a FIFO made by the client |
+//! | `attach:` | attached clients only (see `audience`) |
+//! | `attach:once` | the same for input, which ends with that of the first client |
+
+use std::cell::RefCell;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::log::{Lines, Log, Origin};
+use crate::status::{Code, Failure};
+use crate::stream::{Fifo, Sink};
+use crate::sys;
+
+const LOG_SCHEME: &str = "cri-log://";
+const ATTACHED: &str = "attach:";
+const ATTACHED_ONCE: &str = "attach:once";
+
+/// The process' ends, and what the shim does at the other ones.
+#[derive(Debug, Default)]
+pub(crate) struct Stdio {
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
+    /// Keeps a stdin FIFO from ending until CloseIO.
+    pub(crate) stdin_holder: Option<OwnedFd>,
+    /// What attached clients type goes here, and whether it ends with the first of them.
+    pub(crate) keyboard: Option<(OwnedFd, bool)>,
+    /// Pipes to copy from.
+    pub(crate) copies: Vec<(OwnedFd, Sink)>,
+    /// Where a terminal's output goes.
+    pub(crate) terminal: Option<Sink>,
+}
+
+/// Whether a stream is for attached clients.
+pub(crate) fn is_attached(path: &str) -> bool {
+    path == ATTACHED || path == ATTACHED_ONCE
+}
+
+fn open_fifo(path: &str, flags: OFlags) -> Result<OwnedFd, Failure> {
+    openat(CWD, path, flags | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+        .map_err(|error| Failure::new(Code::InvalidArgument, format!("opening {path}: {error}")))
+}
+
+/// Both ends of a stdin FIFO; the reading one blocks.
+pub(crate) fn open_stdin(path: &str) -> Result<(OwnedFd, OwnedFd), Failure> {
+    let reader = open_fifo(path, OFlags::RDONLY)?;
+    let writer = open_fifo(path, OFlags::WRONLY)?;
+    sys::set_nonblocking(reader.as_raw_fd(), false)
+        .map_err(|error| Failure::doing("preparing stdin", &error))?;
+    Ok((reader, writer))
+}
+
+/// A FIFO that a process writes to directly: it blocks as a pipe does, but never breaks.
+pub(crate) fn open_direct(path: &str) -> Result<OwnedFd, Failure> {
+    let fd = open_fifo(path, OFlags::RDWR)?;
+    sys::set_nonblocking(fd.as_raw_fd(), false)
+        .map_err(|error| Failure::doing("preparing an output", &error))?;
+    Ok(fd)
+}
+
+/// A FIFO that the shim copies a terminal's output to.
+pub(crate) fn open_terminal_sink(path: &str) -> Result<OwnedFd, Failure> {
+    open_fifo(path, OFlags::RDWR)
+}
+
+impl Stdio {
+    /// Opens everything for the container itself.
+    pub(crate) fn open(terminal: bool, stdin: &str, stdout: &str, stderr: &str) -> Result<Self, Failure> {
+        let mut stdio = Self::default();
+        if is_attached(stdin) {
+            // A terminal is its own keyboard.
+            if !terminal {
+                let (reader, writer) =
+                    pipe_with(PipeFlags::CLOEXEC).map_err(|error| Failure::doing("making a pipe", &error))?;
+                sys::set_nonblocking(writer.as_raw_fd(), true)
+                    .map_err(|error| Failure::doing("preparing a pipe", &error))?;
+                stdio.stdin = Some(reader);
+                stdio.keyboard = Some((writer, stdin == ATTACHED_ONCE));
+            }
+        } else if !stdin.is_empty() {
+            let (reader, writer) = open_stdin(stdin)?;
+            stdio.stdin = Some(reader);
+            stdio.stdin_holder = Some(writer);
+        }
+        let mut log: Option<(PathBuf, Rc<RefCell<Log>>)> = None;
+        let mut sink = |path: &str, origin: Origin| -> Result<Option<Sink>, Failure> {
+            if path.is_empty() {
+                return Ok(None);
+            }
+            if path == ATTACHED {
+                return Ok(Some(Sink::Quiet(origin)));
+            }
+            let Some(file) = path.strip_prefix(LOG_SCHEME) else {
+                if path.contains("://") {
+                    return Err(Failure::new(Code::InvalidArgument, format!("{path}: unknown scheme")));
+                }
+                return Ok(Some(Sink::Fifo(Fifo::new(open_fifo(path, OFlags::RDWR)?))));
+            };
+            let shared = match &log {
+                Some((known, shared)) if known == Path::new(file) => Rc::clone(shared),
+                _ => {
+                    let opened = Log::open(PathBuf::from(file)).map_err(|error| {
+                        Failure::new(Code::InvalidArgument, format!("opening the log {file}: {error}"))
+                    })?;
+                    Rc::new(RefCell::new(opened))
+                }
+            };
+            log = Some((PathBuf::from(file), Rc::clone(&shared)));
+            Ok(Some(Sink::Log(shared, Lines::new(origin))))
+        };
+        if terminal {
+            stdio.terminal = sink(stdout, Origin::Stdout)?;
+            return Ok(stdio);
+        }
+        for (path, origin) in [(stdout, Origin::Stdout), (stderr, Origin::Stderr)] {
+            let Some(sink) = sink(path, origin)? else { continue };
+            let (reader, writer) =
+                pipe_with(PipeFlags::CLOEXEC).map_err(|error| Failure::doing("making a pipe", &error))?;
+            sys::set_nonblocking(reader.as_raw_fd(), true)
+                .map_err(|error| Failure::doing("preparing a pipe", &error))?;
+            stdio.copies.push((reader, sink));
+            match origin {
+                Origin::Stdout => stdio.stdout = Some(writer),
+                Origin::Stderr => stdio.stderr = Some(writer),
+            }
+        }
+        Ok(stdio)
+    }
+}

@@ -1,0 +1,55 @@
+//! Collects the errors that libcontainer logs on its way, and sends them along with the result: its error values often
+//! lack the path or the cause.
+
+use std::fmt::Write;
+
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+
+use crate::job::Reporter;
+
+struct Reports(Reporter);
+
+/// From here on, errors logged in this process (and in those it forks) go to the shim.
+pub(crate) fn report_errors(reporter: &Reporter) {
+    if let Ok(reporter) = reporter.duplicate() {
+        let _ = tracing::subscriber::set_global_default(Reports(reporter));
+    }
+}
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            self.0.insert_str(0, &format!("{value:?} "));
+        } else {
+            let _ = write!(self.0, "{}={value:?} ", field.name());
+        }
+    }
+}
+
+impl Subscriber for Reports {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::ERROR
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        self.0.trace(line.0.trim_end());
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}

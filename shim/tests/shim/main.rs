@@ -1,0 +1,10 @@
+//! The shim against a real kernel: real namespaces, cgroups, overlayfs and busybox. Needs root and busybox-static.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub, unsafe_code)]
+
+mod backends;
+mod execs;
+mod figures;
+mod harness;
+mod lifecycle;
+mod logs;
+mod spec;
