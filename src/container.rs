@@ -1,0 +1,38 @@
+//! Containers: what one is made of, and each step of its life.
+//!
+//! ```text
+//!            create                 start                  ends
+//! (record) ---------> Created ---------------> Running ---------> Exited ---> (removed)
+//!                        |   cannot run: ContainerCannotRun          ^
+//!                        +-------------------------------------------+
+//! ```
+//!
+//! The steps are functions over [`Tools`]; none keeps state. Which step may be taken when is decided by the task of the
+//! pod that a container belongs to (the `pod` room): it alone changes a container's record.
+
+mod create;
+mod error;
+mod exec;
+mod exit;
+mod remove;
+mod snapshot;
+pub mod spec;
+mod start;
+mod stop;
+mod tools;
+mod update;
+mod volumes;
+
+pub(crate) use create::{Creation, Making, creation_done, make};
+pub use error::Error;
+pub use exec::{ExecOutput, MAX_OUTPUT};
+pub(crate) use exec::{Interactive, Streams, exec_start, exec_sync};
+pub(crate) use exit::{Ended, clean_up, ended_unseen, now, watch};
+pub(crate) use remove::{end_without_shim, remove, tree as delete_tree};
+pub(crate) use snapshot::Layout;
+pub use snapshot::{ContainerSnapshot, ContainerState};
+pub(crate) use start::start;
+pub(crate) use stop::{kill, stop};
+pub use tools::Handler;
+pub(crate) use tools::{Surroundings, Tools};
+pub(crate) use update::{merge, merge_resources, update};

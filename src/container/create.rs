@@ -1,0 +1,306 @@
+//! Making a container: directories, specification, shim; everything but running its command.
+//!
+//! The answer to CreateContainer does not wait for the kernel's part: the shim creates the container (namespaces, mounts,
+//! cgroup) while the caller is on its way to StartContainer, which waits for it and reports what went wrong.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use oci_spec::runtime::Spec;
+
+use super::error::Error;
+use super::snapshot::{Layout, log_path};
+use super::spec::{self, NamespacePaths, PodFiles, SpecInput};
+use super::tools::{Surroundings, Tools};
+use super::{end_without_shim, remove, volumes};
+use crate::image::{Image, LayerHold};
+use crate::proto::berth::v1::{ContainerPhase, ContainerRecord};
+use crate::proto::runtime::v1::{ContainerConfig, ContainerUser};
+use crate::shim::{self, Shim, ShimMount};
+
+/// How the shim's creation of a container went: its process id, or why there is none.
+pub(crate) type CreationResult = Result<u32, Arc<shim::Error>>;
+
+/// The creation under way in the shim. Clones see the same result.
+pub(crate) type Creation = Shared<BoxFuture<'static, CreationResult>>;
+
+/// A container that was made.
+#[derive(Debug)]
+pub(crate) struct Making {
+    pub(crate) record: ContainerRecord,
+    pub(crate) shim: Shim,
+    pub(crate) creation: Creation,
+    /// Keeps the layers while the container is there.
+    pub(crate) hold: LayerHold,
+}
+
+/// A creation that is over already, for containers found again after a restart.
+pub(crate) fn creation_done(pid: u32) -> Creation {
+    futures::future::ready(Ok(pid)).boxed().shared()
+}
+
+/// Makes container `id`. When a step fails, all before it is undone.
+///
+/// # Errors
+/// [`Error`] of the step that failed.
+pub(crate) async fn make(
+    tools: &Arc<Tools>,
+    pod: &Arc<Surroundings>,
+    id: String,
+    mut config: ContainerConfig,
+    target_pid: Option<u32>,
+    now: i64,
+) -> Result<Making, Error> {
+    crate::cgroup::prime(tools.host.cgroup);
+    let reference = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
+    let image = tools.images.get(&reference).ok_or(Error::NoImage { reference: reference.clone() })?;
+    let log = log_path(&pod.config, &config);
+    if let Some(directory) = log.as_deref().and_then(Path::parent)
+        && !directory.is_dir()
+    {
+        return Err(Error::NoLogDirectory { path: directory.to_owned() });
+    }
+    let mounted = mounted_images(tools, &mut config)?;
+    let chains: Vec<_> = std::iter::once(&image)
+        .chain(mounted.iter().flatten())
+        .flat_map(|image| image.chain.clone())
+        .collect();
+    let hold = tools.images.hold_chains(&chains);
+    let record = ContainerRecord {
+        id: id.clone(),
+        pod_id: pod.pod_id.clone(),
+        image_id: image.id.clone(),
+        image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+        chain_ids: chains.iter().map(ToString::to_string).collect(),
+        created_at: now,
+        phase: ContainerPhase::ContainerCreating.into(),
+        cgroups_path: cgroups_path(tools, pod, &id)?,
+        config: Some(config),
+        ..Default::default()
+    };
+    tools.records.put(&id, &record).await?;
+    match make_recorded(tools, pod, record.clone(), &image, &mounted, target_pid, log).await {
+        Ok((record, shim, creation)) => Ok(Making { record, shim, creation, hold }),
+        Err(error) => {
+            end_without_shim(tools, &record).await;
+            for left in remove(tools, &record).await {
+                tracing::warn!(container = id, error = crate::error::chain(&left), "undoing a failed create");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The images that mounts name, one place a mount. Puts into the mounts what statuses show of them (KEP-5365).
+fn mounted_images(tools: &Tools, config: &mut ContainerConfig) -> Result<Vec<Option<Arc<Image>>>, Error> {
+    let mut images = Vec::new();
+    for mount in &mut config.mounts {
+        let Some(spec) = mount.image.as_mut().filter(|spec| !spec.image.is_empty()) else {
+            images.push(None);
+            continue;
+        };
+        let image =
+            tools.images.get(&spec.image).ok_or_else(|| Error::NoImage { reference: spec.image.clone() })?;
+        // The reference that PullImage answers with.
+        spec.image_ref.clone_from(&image.id);
+        images.push(Some(image));
+    }
+    Ok(images)
+}
+
+/// Where the container's cgroup is below the hierarchies' mount points, for either driver: the runtime makes the directory
+/// that the name stands for.
+fn cgroups_path(tools: &Tools, pod: &Surroundings, id: &str) -> Result<String, Error> {
+    let parent = pod.config.linux.as_ref().map_or("", |linux| &linux.cgroup_parent);
+    let (parent, _) = tools.naming.pod(parent, &pod.pod_id)?;
+    Ok(format!("/{}", tools.naming.container_path(&parent, id)?.display()))
+}
+
+async fn make_recorded(
+    tools: &Arc<Tools>,
+    pod: &Arc<Surroundings>,
+    mut record: ContainerRecord,
+    image: &Arc<Image>,
+    mounted: &[Option<Arc<Image>>],
+    target_pid: Option<u32>,
+    log: Option<PathBuf>,
+) -> Result<(ContainerRecord, Shim, Creation), Error> {
+    let layout = tools.layout(&record.id);
+    let lower = tools.images.lower_dirs(image).await?;
+    let mut image_layers = Vec::new();
+    for image in mounted {
+        image_layers.push(match image {
+            Some(image) => tools.images.lower_dirs(image).await?,
+            None => Vec::new(),
+        });
+    }
+    let prepared = {
+        let (tools, pod, image) = (Arc::clone(tools), Arc::clone(pod), Arc::clone(image));
+        let (record, layout) = (record.clone(), layout.clone());
+        let layers = Layers { root: lower.clone(), mounts: image_layers };
+        tokio::task::spawn_blocking(move || {
+            prepare(&tools, &pod, &record, &image, &layout, &layers, target_pid)
+        })
+        .await
+        .map_err(|_| Error::Interrupted("making a container"))??
+    };
+    record.user = Some(prepared.user);
+    record.stop_signal = prepared.stop_signal;
+    let shim = tools.launcher.spawn(&record.id, &layout.bundle, &pod.handler.backend)?;
+    let terminal = record.config.as_ref().is_some_and(|config| config.tty);
+    // Clients can attach in any case; without a log they are the only ones to see the output.
+    let output = log.map_or_else(|| "attach:".to_owned(), |path| format!("cri-log://{}", path.display()));
+    let input = match record.config.as_ref() {
+        Some(config) if config.stdin && config.stdin_once => "attach:once",
+        Some(config) if config.stdin => "attach:",
+        _ => "",
+    };
+    let creation = {
+        let (shim, rootfs) = (shim.clone(), overlay(&lower, &layout));
+        let id = record.id.clone();
+        // A task of its own: it goes on while nobody waits for it.
+        let task = tokio::spawn(async move {
+            let stderr = if terminal { String::new() } else { output.clone() };
+            let result = shim.create(vec![rootfs], input.to_owned(), output, stderr, terminal).await;
+            if let Err(error) = &result {
+                tracing::warn!(container = id, error = crate::error::chain(error), "creating the container");
+            }
+            result.map_err(Arc::new)
+        });
+        async move {
+            task.await.unwrap_or_else(|_| {
+                Err(Arc::new(shim::Error::Lost {
+                    id: String::new(),
+                    call: "Create",
+                    reason: "the daemon is shutting down".to_owned(),
+                }))
+            })
+        }
+        .boxed()
+        .shared()
+    };
+    record.phase = ContainerPhase::ContainerCreated.into();
+    tools.records.put(&record.id, &record).await?;
+    Ok((record, shim, creation))
+}
+
+/// Directories of layers, the top one first.
+struct Layers {
+    /// Of the container's image.
+    root: Vec<PathBuf>,
+    /// Of the images that its mounts name, one place a mount.
+    mounts: Vec<Vec<PathBuf>>,
+}
+
+/// What only the specification's builder finds out.
+struct Prepared {
+    user: ContainerUser,
+    stop_signal: i32,
+}
+
+/// Makes the directories and writes the bundle. Reads the image's files, so it runs on a thread that may block.
+fn prepare(
+    tools: &Tools,
+    pod: &Surroundings,
+    record: &ContainerRecord,
+    image: &Image,
+    layout: &Layout,
+    layers: &Layers,
+    target_pid: Option<u32>,
+) -> Result<Prepared, Error> {
+    for directory in [layout.bundle.join("rootfs"), layout.upper(), layout.work()] {
+        fs::create_dir_all(&directory).map_err(|source| Error::Path {
+            action: "making the directory",
+            path: directory,
+            source,
+        })?;
+    }
+    root_permissions(&layout.upper(), &layers.root)?;
+    let rootfs = layout.bundle.join("rootfs");
+    let target = target_pid.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/pid")));
+    let empty = ContainerConfig::default();
+    let config = record.config.as_ref().unwrap_or(&empty);
+    let asked_for = config.image.as_ref().map_or("", |image| {
+        if image.user_specified_image.is_empty() { &image.image } else { &image.user_specified_image }
+    });
+    let volumes = volumes::make(&image.config, config, &layers.root, &layout.volumes())?;
+    let input = SpecInput {
+        pod_id: &pod.pod_id,
+        pod: &pod.config,
+        container: config,
+        image: &image.config,
+        image_name: asked_for,
+        lower_dirs: &layers.root,
+        volumes: &volumes,
+        image_layers: &layers.mounts,
+        rootfs: &rootfs,
+        namespaces: NamespacePaths {
+            network: pod.network.as_deref(),
+            ipc: pod.ipc.as_deref(),
+            uts: pod.uts.as_deref(),
+            pid: pod.pid.as_deref(),
+            target_pid: target.as_deref(),
+        },
+        files: PodFiles {
+            hosts: pod.hosts.as_deref(),
+            hostname: pod.hostname.as_deref(),
+            resolv_conf: pod.resolv_conf.as_deref(),
+            shm: pod.shm.as_deref(),
+        },
+        cgroups_path: &record.cgroups_path,
+        handler: &pod.handler.options,
+        host: &tools.host,
+    };
+    let built = spec::build(&input)?;
+    write_bundle(&layout.bundle, &built.spec)?;
+    for note in &built.notes {
+        tracing::info!(container = record.id, note, "specification");
+    }
+    Ok(Prepared { user: built.user.to_cri(), stop_signal: built.stop_signal })
+}
+
+/// Gives the merged root the owner and mode of the image's own root directory: the overlay shows those of the topmost
+/// directory, which is the fresh writable one.
+fn root_permissions(upper: &Path, lower: &[PathBuf]) -> Result<(), Error> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let Some(top) = lower.first() else { return Ok(()) };
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Path { action, path, source }
+    };
+    let found = fs::metadata(top).map_err(failed("reading the layer", top))?;
+    std::os::unix::fs::chown(upper, Some(found.uid()), Some(found.gid()))
+        .map_err(failed("changing the owner of", upper))?;
+    fs::set_permissions(upper, fs::Permissions::from_mode(found.mode() & 0o7777))
+        .map_err(failed("changing the mode of", upper))
+}
+
+/// Writes `config.json` for the runtime, and `process.json` (its `process` object alone) from which execs are made
+/// without reading the whole again.
+fn write_bundle(bundle: &Path, spec: &Spec) -> Result<(), Error> {
+    let write = |name: &str, json: serde_json::Result<Vec<u8>>| {
+        let path = bundle.join(name);
+        let bytes = json.map_err(|source| Error::Json { action: "writing", path: path.clone(), source })?;
+        fs::write(&path, bytes).map_err(|source: io::Error| Error::Path { action: "writing", path, source })
+    };
+    write("config.json", serde_json::to_vec(spec))?;
+    write("process.json", serde_json::to_vec(spec.process()))
+}
+
+/// The container's root: the image's layers below a writable directory.
+fn overlay(lower: &[PathBuf], layout: &Layout) -> ShimMount {
+    let lower: Vec<_> = lower.iter().map(|path| path.to_string_lossy()).collect();
+    ShimMount {
+        kind: "overlay".to_owned(),
+        source: "overlay".to_owned(),
+        options: vec![
+            format!("lowerdir={}", lower.join(":")),
+            format!("upperdir={}", layout.upper().display()),
+            format!("workdir={}", layout.work().display()),
+        ],
+    }
+}

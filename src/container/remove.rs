@@ -1,0 +1,161 @@
+//! Removing what a container made. Every step can be taken any number of times.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::error::Error;
+use super::tools::Tools;
+use crate::cgroup::Cgroup;
+use crate::proto::berth::v1::ContainerRecord;
+use crate::shim::Shim;
+
+/// How long the processes of a container whose shim is gone have to die.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// How long its shim has to end, and how often it is asked.
+const SHIM_LIMIT: Duration = Duration::from_secs(15);
+const SHIM_STEP: Duration = Duration::from_millis(10);
+
+/// Ends a container by whatever way is left: through its shim if that answers, by its cgroup otherwise. For containers
+/// that were half made, and for those whose shim was killed.
+pub(crate) async fn end_without_shim(tools: &Tools, record: &ContainerRecord) {
+    let bundle = tools.layout(&record.id).bundle;
+    let deadline = Instant::now() + SHIM_LIMIT;
+    // A shim that is just creating its container has nothing yet that could be killed, and does not end before it is done:
+    // it is asked until it is gone.
+    while let Ok(shim) = Shim::connect(&record.id, &bundle) {
+        let killed = shim.kill("", libc::SIGKILL, true).await;
+        if killed.is_ok() {
+            let _ = tokio::time::timeout(KILL_LIMIT, shim.wait("")).await;
+        }
+        super::clean_up(&record.id, &shim).await;
+        if Instant::now() > deadline {
+            tracing::warn!(container = record.id, "the shim does not end");
+            break;
+        }
+        tokio::time::sleep(SHIM_STEP).await;
+    }
+    if record.cgroups_path.is_empty() {
+        return;
+    }
+    let (cgroup, id) = (Cgroup::new(tools.host.cgroup, Path::new(&record.cgroups_path)), record.id.clone());
+    let _ = tokio::task::spawn_blocking(move || {
+        if !cgroup.exists() {
+            return;
+        }
+        if let Err(error) = cgroup.kill(KILL_LIMIT).and_then(|()| cgroup.remove()) {
+            tracing::warn!(
+                container = id,
+                error = crate::error::chain(&error),
+                "removing the container's cgroup"
+            );
+        }
+    })
+    .await;
+}
+
+/// Removes the directories and the record of a container that has ended. Does all it can; returns what it could not.
+pub(crate) async fn remove(tools: &Tools, record: &ContainerRecord) -> Vec<Error> {
+    let mut errors = Vec::new();
+    let layout = tools.layout(&record.id);
+    let trash = tools.trash().join(&record.id);
+    let moved = tokio::task::spawn_blocking(move || {
+        let mut errors = Vec::new();
+        errors.extend(tree(&layout.bundle).err());
+        errors.extend(discard(&layout.writable, &trash).err());
+        (errors, trash)
+    })
+    .await;
+    match moved {
+        Ok((failed, trash)) => {
+            errors.extend(failed);
+            // A writable layer may hold many files: the caller does not wait for them. What a crash leaves in the trash
+            // goes at the next start.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = tree(&trash) {
+                    tracing::warn!(error = crate::error::chain(&error), "deleting a writable layer");
+                }
+            });
+        }
+        Err(_) => errors.push(Error::Interrupted("removing a container")),
+    }
+    if errors.is_empty() {
+        errors.extend(tools.records.remove(&record.id).await.map_err(Error::Record).err());
+    }
+    errors
+}
+
+/// Moves a directory into the trash, so that it is gone at once.
+fn discard(directory: &Path, trash: &Path) -> Result<(), Error> {
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Path { action, path, source }
+    };
+    if let Some(parent) = trash.parent() {
+        fs::create_dir_all(parent).map_err(failed("making the directory", parent))?;
+    }
+    match fs::rename(directory, trash) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(failed("moving to the trash", directory)),
+    }
+}
+
+/// Deletes a directory and all in it; one that is not there is fine. Refuses one that has something mounted below: what
+/// is in a mount is not ours to delete.
+pub(crate) fn tree(directory: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Path { action: "deleting", path: directory.to_owned(), source };
+    if let Some(mount) = mounted_below(directory) {
+        return Err(Error::Path {
+            action: "deleting a directory that has a mount below it:",
+            path: mount,
+            source: io::Error::from_raw_os_error(libc::EBUSY),
+        });
+    }
+    match fs::remove_dir_all(directory) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(failed),
+    }
+}
+
+fn mounted_below(directory: &Path) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    points.map(PathBuf::from).find(|point| point.starts_with(directory))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+    use super::*;
+
+    #[test]
+    fn a_mount_below_is_never_deleted() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("a/b");
+        fs::create_dir_all(&target).unwrap();
+        mount(Some("tmpfs"), &target, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        fs::write(target.join("precious"), b"x").unwrap();
+        let refused = tree(&root.path().join("a"));
+        let survived = target.join("precious").exists();
+        umount2(&target, MntFlags::MNT_DETACH).unwrap();
+        assert!(refused.unwrap_err().to_string().contains("a/b"));
+        assert!(survived);
+        tree(&root.path().join("a")).unwrap();
+        tree(&root.path().join("a")).unwrap();
+        assert!(!root.path().join("a").exists());
+    }
+
+    #[test]
+    fn the_trash_takes_a_directory_at_once() {
+        let root = tempfile::tempdir().unwrap();
+        let (from, trash) = (root.path().join("containers/x"), root.path().join("trash/x"));
+        fs::create_dir_all(from.join("fs")).unwrap();
+        discard(&from, &trash).unwrap();
+        discard(&from, &trash).unwrap();
+        assert!(!from.exists() && trash.join("fs").is_dir());
+    }
+}

@@ -1,0 +1,153 @@
+//! The text of a pod's `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use super::Error;
+use crate::proto::runtime::v1::{DnsConfig, PodSandboxConfig};
+
+/// The pod's host name: what its configuration says, or the host's when the pod is in the host's network.
+pub fn hostname(pod: &PodSandboxConfig) -> String {
+    let configured = pod.hostname.trim();
+    if configured.is_empty() && super::host_network(pod) {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        return name.trim().to_owned();
+    }
+    configured.to_owned()
+}
+
+/// Checks a pod's host name: it is set with sethostname(2) and written into files.
+pub fn check_hostname(name: &str) -> Result<(), Error> {
+    const FIELD: &str = "hostname";
+    if name.len() > 64 {
+        return Err(Error::invalid(FIELD, name, "is longer than the kernel's 64 bytes"));
+    }
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    if !name.bytes().all(legal) || name.starts_with(['-', '.']) {
+        return Err(Error::invalid(FIELD, name, "must be of letters, digits, '-', '_' and '.'"));
+    }
+    Ok(())
+}
+
+/// `/etc/hostname`.
+pub fn render_hostname(name: &str) -> String {
+    format!("{name}\n")
+}
+
+/// `/etc/hosts` of a pod with addresses of its own. (The kubelet mounts its own file over it; others don't.)
+pub fn render_hosts(hostname: &str, addresses: &[IpAddr]) -> String {
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n\
+         ::1\tlocalhost ip6-localhost ip6-loopback\n\
+         fe00::\tip6-localnet\n\
+         fe00::\tip6-mcastprefix\n\
+         fe00::1\tip6-allnodes\n\
+         fe00::2\tip6-allrouters\n",
+    );
+    if !hostname.is_empty() {
+        let short = hostname.split('.').next().unwrap_or(hostname);
+        let names = if short == hostname { hostname.to_owned() } else { format!("{hostname} {short}") };
+        for address in addresses {
+            let _ = writeln!(text, "{address}\t{names}");
+        }
+    }
+    text
+}
+
+/// `/etc/resolv.conf`: as the pod's DNS configuration says, or the host's own when it says nothing at all.
+pub fn render_resolv_conf(dns: Option<&DnsConfig>, of_host: &str) -> Result<String, Error> {
+    let Some(dns) = dns.filter(|d| !(d.servers.is_empty() && d.searches.is_empty() && d.options.is_empty()))
+    else {
+        return Ok(of_host.to_owned());
+    };
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        for search in &dns.searches {
+            word("dns_config.searches", search)?;
+        }
+        let _ = writeln!(text, "search {}", dns.searches.join(" "));
+    }
+    for server in &dns.servers {
+        // A zone may follow: fe80::1%eth0.
+        let address = server.split('%').next().unwrap_or(server);
+        if address.parse::<IpAddr>().is_err() {
+            return Err(Error::invalid("dns_config.servers", server, "is not an IP address"));
+        }
+        word("dns_config.servers", server)?;
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    if !dns.options.is_empty() {
+        for option in &dns.options {
+            word("dns_config.options", option)?;
+        }
+        let _ = writeln!(text, "options {}", dns.options.join(" "));
+    }
+    Ok(text)
+}
+
+/// A word can't end its line and begin another.
+fn word(field: &'static str, text: &str) -> Result<(), Error> {
+    if text.is_empty() || text.len() > 255 || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(Error::invalid(field, text, "must be one word of at most 255 bytes"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    fn dns(servers: &[&str], searches: &[&str], options: &[&str]) -> DnsConfig {
+        let strings = |list: &[&str]| list.iter().map(ToString::to_string).collect();
+        DnsConfig { servers: strings(servers), searches: strings(searches), options: strings(options) }
+    }
+
+    #[test]
+    fn resolv_conf() {
+        let host = "nameserver 192.0.2.1\n";
+        assert_eq!(render_resolv_conf(None, host).unwrap(), host);
+        assert_eq!(render_resolv_conf(Some(&dns(&[], &[], &[])), host).unwrap(), host);
+        let full = dns(&["10.96.0.10", "fe80::1%eth0"], &["a.svc", "svc"], &["ndots:5", "edns0"]);
+        assert_eq!(
+            render_resolv_conf(Some(&full), host).unwrap(),
+            "search a.svc svc\nnameserver 10.96.0.10\nnameserver fe80::1%eth0\noptions ndots:5 edns0\n"
+        );
+        for bad in [
+            dns(&["dns.example"], &[], &[]),
+            dns(&["10.0.0.1%x\nnameserver 6.6.6.6"], &[], &[]),
+            dns(&[], &["a b"], &[]),
+            dns(&[], &[""], &[]),
+            dns(&[], &[], &["ndots:5\nnameserver 6.6.6.6"]),
+        ] {
+            assert!(render_resolv_conf(Some(&bad), host).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn hosts() {
+        let addresses = ["10.85.0.2".parse().unwrap(), "fd85::2".parse().unwrap()];
+        let text = render_hosts("web-0.svc.local", &addresses);
+        assert!(text.starts_with("127.0.0.1\tlocalhost\n::1\t"));
+        assert!(
+            text.ends_with("10.85.0.2\tweb-0.svc.local web-0\nfd85::2\tweb-0.svc.local web-0\n"),
+            "{text}"
+        );
+        assert!(render_hosts("web", &addresses).ends_with("fd85::2\tweb\n"));
+        assert!(!render_hosts("", &addresses).contains("10.85"));
+    }
+
+    #[test]
+    fn host_names() {
+        assert_eq!(render_hostname("web"), "web\n");
+        for (name, good) in
+            [("", true), ("web-0.a_b", true), ("-web", false), (".", false), ("a b", false), ("a\nb", false)]
+        {
+            assert_eq!(check_hostname(name).is_ok(), good, "{name:?}");
+        }
+        assert!(check_hostname(&"a".repeat(65)).is_err());
+        let named = PodSandboxConfig { hostname: "web".into(), ..Default::default() };
+        assert_eq!(hostname(&named), "web");
+        assert_eq!(hostname(&PodSandboxConfig::default()), "");
+    }
+}

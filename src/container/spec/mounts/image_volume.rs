@@ -1,0 +1,104 @@
+//! Image volumes (KEP-4639): an image's layers, or a directory in them, as a read-only mount.
+//!
+//! The layers are stacked by an overlay that the runtime mounts in the container's own mount namespace: nothing of it stands in
+//! the host's mount table, and it goes with the container. A directory that only one layer has is bound as it is.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::Mount;
+
+use super::super::{Error, layers};
+use super::{destination, mount};
+use crate::proto::runtime::v1 as cri;
+
+/// The mount of an image with these layers, top first.
+pub(super) fn build(asked: &cri::Mount, layers: &[PathBuf]) -> Result<Mount, Error> {
+    const SUB_PATH: &str = "mounts[].image_sub_path";
+    let image = asked.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
+    let destination = destination(&asked.container_path)?;
+    if !asked.readonly {
+        return Err(Error::invalid(
+            "mounts[].readonly",
+            "false",
+            "must be true: image volumes are read-only",
+        ));
+    }
+    if !asked.host_path.is_empty() {
+        return Err(Error::invalid("mounts[].host_path", &asked.host_path, "must be empty beside an image"));
+    }
+    if asked.propagation != 0 {
+        let value = asked.propagation.to_string();
+        return Err(Error::invalid("mounts[].propagation", value, "must be private for an image"));
+    }
+    let sub_path = Path::new(&asked.image_sub_path);
+    if !sub_path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+        let reason = "must be relative and without \"..\"";
+        return Err(Error::invalid(SUB_PATH, &asked.image_sub_path, reason));
+    }
+    let directories = match layers::directories(layers, sub_path) {
+        Ok(Some(directories)) => directories,
+        Ok(None) => return Err(Error::invalid(SUB_PATH, &asked.image_sub_path, "is not in the image")),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(Error::invalid(SUB_PATH, &asked.image_sub_path, "is no directory of the image"));
+        }
+        Err(source) => return Err(Error::ImageFile { path: asked.image_sub_path.clone(), source }),
+    };
+    let mut result = match directories.as_slice() {
+        [] => return Err(Error::invalid("mounts[].image", image, "has no layers")),
+        [one] => mount("bind", "/", one, &["bind", "rprivate", "ro"]),
+        // One option a layer: together they would not fit the kernel's bound of 256 bytes (linux 6.7).
+        many => {
+            let layers: Vec<_> = many.iter().map(|path| format!("lowerdir+={}", path.display())).collect();
+            let options: Vec<_> = std::iter::once("ro").chain(layers.iter().map(String::as_str)).collect();
+            mount("overlay", "/", "overlay", &options)
+        }
+    };
+    result.set_destination(destination);
+    Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    fn asked(sub_path: &str) -> cri::Mount {
+        cri::Mount {
+            container_path: "/model".into(),
+            readonly: true,
+            image: Some(cri::ImageSpec { image: "registry.test/model".into(), ..Default::default() }),
+            image_sub_path: sub_path.into(),
+            ..Default::default()
+        }
+    }
+
+    fn shown(sub_path: &str, layers: &[PathBuf], root: &Path) -> Result<String, String> {
+        let mount = build(&asked(sub_path), layers).map_err(|error| error.to_string())?;
+        let source = mount.source().as_ref().unwrap().display().to_string();
+        let options = mount.options().as_ref().unwrap().join(",");
+        Ok(format!("{source} {options}").replace(&format!("{}/", root.display()), ""))
+    }
+
+    #[test]
+    fn layers_are_stacked_and_sub_paths_found() {
+        let dir = tempfile::Builder::new().prefix("berth-spec-image-volume").tempdir_in("/run").unwrap();
+        for path in ["top/etc", "bottom/etc", "bottom/only"] {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        std::fs::write(dir.path().join("top/file"), "x").unwrap();
+        std::os::unix::fs::symlink("/only", dir.path().join("top/link")).unwrap();
+        let layers = [dir.path().join("top"), dir.path().join("bottom")];
+        let shown = |sub_path: &str| shown(sub_path, &layers, dir.path());
+        assert_eq!(shown("").unwrap(), "overlay ro,lowerdir+=top,lowerdir+=bottom");
+        assert_eq!(shown("etc").unwrap(), "overlay ro,lowerdir+=top/etc,lowerdir+=bottom/etc");
+        assert_eq!(shown("only").unwrap(), "bottom/only bind,rprivate,ro");
+        assert_eq!(shown("link").unwrap(), "bottom/only bind,rprivate,ro");
+        assert!(shown("none").unwrap_err().contains("is not in the image"));
+        assert!(shown("file").unwrap_err().contains("is no directory"));
+        assert!(shown("../x").unwrap_err().contains("must be relative"));
+        assert!(shown("/etc").unwrap_err().contains("must be relative"));
+        let writable = cri::Mount { readonly: false, ..asked("") };
+        assert!(build(&writable, &layers).unwrap_err().to_string().contains("read-only"));
+    }
+}

@@ -1,0 +1,164 @@
+//! What can go wrong with a pod.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::namespaces;
+use crate::error::{Classify, Kind};
+use crate::{container, store};
+
+/// A call on a pod or one of its containers failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No pod or container of that id.
+    #[error("no {what} {id:?} here")]
+    NotFound {
+        /// "pod sandbox" or "container".
+        what: &'static str,
+        /// As the request names it.
+        id: String,
+    },
+    /// The request lacks a field.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// The metadata is that of one already there.
+    #[error("{what} {name} is there already, as {id}: remove it first, or use another attempt number")]
+    AlreadyExists {
+        /// "pod sandbox" or "container".
+        what: &'static str,
+        /// Name and the rest of the metadata, for people.
+        name: String,
+        /// Who holds it.
+        id: String,
+    },
+    /// The metadata is that of one being made from another configuration.
+    #[error("{what} {name} is being made just now from a different configuration")]
+    Conflict {
+        /// "pod sandbox" or "container".
+        what: &'static str,
+        /// Name and the rest of the metadata, for people.
+        name: String,
+    },
+    /// The runtime handler is not configured.
+    #[error("no runtime handler {name:?} is configured; there are: {known}")]
+    NoHandler {
+        /// As the request names it.
+        name: String,
+        /// The configured ones.
+        known: String,
+    },
+    /// The pod is not ready for the call.
+    #[error("pod sandbox {id} is {state}: {call} needs a ready one")]
+    PodState {
+        /// The pod.
+        id: String,
+        /// What it is.
+        state: &'static str,
+        /// What was asked.
+        call: &'static str,
+    },
+    /// The container is in a state that does not allow the call.
+    #[error("container {id} is {state}: {call} needs a {needed} one")]
+    ContainerState {
+        /// The container.
+        id: String,
+        /// What it is.
+        state: &'static str,
+        /// What was asked.
+        call: &'static str,
+        /// What it would have to be.
+        needed: &'static str,
+    },
+    /// A namespace could not be made or let go.
+    #[error(transparent)]
+    Namespace(#[from] namespaces::Error),
+    /// A file of the pod could not be made.
+    #[error("{action} {path}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The process of the shared PID namespace could not be started.
+    #[error("starting PID 1 of the pod's shared PID namespace: {reason}")]
+    Init {
+        /// What it or the system said.
+        reason: String,
+    },
+    /// The network could not be set up or taken down.
+    #[error("network of pod sandbox {id}")]
+    Network {
+        /// The pod.
+        id: String,
+        /// The network's own words.
+        source: berth_cni::Error,
+    },
+    /// A published port is impossible.
+    #[error("port mapping {mapping}: {reason}")]
+    Port {
+        /// The mapping, for people.
+        mapping: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A container's step failed.
+    #[error(transparent)]
+    Container(#[from] container::Error),
+    /// The record could not be written.
+    #[error(transparent)]
+    Record(#[from] store::Error),
+    /// No random bytes for an id.
+    #[error("making an id: {0}")]
+    Id(#[from] getrandom::Error),
+    /// Several things could not be undone; it can be tried again.
+    #[error("{call} of pod sandbox {id} could not do everything: {list}")]
+    Incomplete {
+        /// What was asked.
+        call: &'static str,
+        /// The pod.
+        id: String,
+        /// What failed, joined.
+        list: String,
+    },
+    /// The answer of an earlier identical call that this one joined.
+    #[error(transparent)]
+    Joined(Arc<Error>),
+    /// The daemon shuts down.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+}
+
+impl Classify for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::NotFound { .. } => Kind::NotFound,
+            Self::Missing(_) | Self::NoHandler { .. } | Self::Port { .. } => Kind::InvalidArgument,
+            Self::AlreadyExists { .. } | Self::Conflict { .. } => Kind::AlreadyExists,
+            Self::PodState { .. } | Self::ContainerState { .. } => Kind::FailedPrecondition,
+            Self::Namespace(error) => error.kind(),
+            Self::File { .. } | Self::Init { .. } | Self::Id(_) | Self::Incomplete { .. } => Kind::Internal,
+            Self::Network { source, .. } => network_kind(source),
+            Self::Container(error) => error.kind(),
+            Self::Record(error) => error.kind(),
+            Self::Joined(error) => error.kind(),
+            Self::ShuttingDown => Kind::Unavailable,
+        }
+    }
+}
+
+/// The network's kinds of error in our words.
+fn network_kind(error: &berth_cni::Error) -> Kind {
+    match error.kind() {
+        berth_cni::Kind::InvalidArgument => Kind::InvalidArgument,
+        berth_cni::Kind::NotFound => Kind::NotFound,
+        berth_cni::Kind::AlreadyExists => Kind::AlreadyExists,
+        berth_cni::Kind::FailedPrecondition => Kind::FailedPrecondition,
+        berth_cni::Kind::ResourceExhausted => Kind::ResourceExhausted,
+        berth_cni::Kind::DeadlineExceeded => Kind::DeadlineExceeded,
+        berth_cni::Kind::Internal => Kind::Internal,
+    }
+}

@@ -1,0 +1,94 @@
+//! The files of a pod that its containers see: resolver, hosts, host name, shared memory.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+
+use super::error::Error;
+use crate::container::{self, spec};
+use crate::proto::runtime::v1::PodSandboxConfig;
+
+/// Size of a pod's `/dev/shm`, as other runtimes give it.
+const SHM_SIZE: &str = "64m";
+
+/// The state directory of one pod: `ns/`, `shm/`, `hosts`, `hostname`, `resolv.conf`.
+#[derive(Clone, Debug)]
+pub(super) struct Directory(PathBuf);
+
+impl Directory {
+    pub(super) fn new(state: &Path, id: &str) -> Self {
+        Self(state.join("pods").join(id))
+    }
+
+    pub(super) fn namespaces(&self) -> PathBuf {
+        self.0.join("ns")
+    }
+
+    pub(super) fn hosts(&self) -> PathBuf {
+        self.0.join("hosts")
+    }
+
+    pub(super) fn hostname(&self) -> PathBuf {
+        self.0.join("hostname")
+    }
+
+    pub(super) fn resolv_conf(&self) -> PathBuf {
+        self.0.join("resolv.conf")
+    }
+
+    pub(super) fn shm(&self) -> PathBuf {
+        self.0.join("shm")
+    }
+
+    /// Makes the directory, the resolver's file, and shared memory where the pod has its own. Blocks.
+    pub(super) fn make(&self, config: &PodSandboxConfig, shm: bool) -> Result<(), Error> {
+        fs::create_dir_all(&self.0).map_err(file("making the directory", &self.0))?;
+        let path = self.resolv_conf();
+        // A host without a resolver configuration has none to give.
+        let of_host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let text =
+            spec::render_resolv_conf(config.dns_config.as_ref(), &of_host).map_err(container::Error::Spec)?;
+        fs::write(&path, text).map_err(file("writing", &path))?;
+        if shm {
+            let path = self.shm();
+            fs::create_dir_all(&path).map_err(file("making the directory", &path))?;
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            let options = format!("mode=1777,size={SHM_SIZE}");
+            mount(Some("shm"), &path, Some("tmpfs"), flags, Some(options.as_str()))
+                .map_err(|errno| file("mounting shared memory on", &path)(errno.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Writes what depends on the pod's name and addresses. Blocks.
+    pub(super) fn name(&self, hostname: &str, addresses: &[IpAddr]) -> Result<(), Error> {
+        let hosts = self.hosts();
+        fs::write(&hosts, spec::render_hosts(hostname, addresses)).map_err(file("writing", &hosts))?;
+        let path = self.hostname();
+        fs::write(&path, spec::render_hostname(hostname)).map_err(file("writing", &path))
+    }
+
+    /// Removes all of it; what is not there is fine. The namespaces' pins must be gone. Blocks.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        let shm = self.shm();
+        if shm.exists() {
+            unmount(&shm)?;
+        }
+        container::delete_tree(&self.0).map_err(Error::Container)
+    }
+}
+
+fn unmount(path: &Path) -> Result<(), Error> {
+    use nix::mount::{MntFlags, umount2};
+    match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
+        Err(errno) => Err(file("unmounting", path)(errno.into())),
+    }
+}
+
+fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+    let path = path.to_owned();
+    move |source| Error::File { action, path, source }
+}

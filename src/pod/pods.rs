@@ -1,0 +1,348 @@
+//! All pods: the handle the faces hold.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_cni::Controller;
+use futures::FutureExt;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::broadcast;
+
+use super::error::Error;
+use super::event::{Announcer, EventKind, PodEvent};
+use super::request::{Request, ask};
+use super::runs::{Key, Run};
+use super::sandbox;
+use super::shared::Shared;
+use super::snapshot::PodSnapshot;
+use super::task;
+use crate::cgroup;
+use crate::container::spec;
+use crate::container::{self, ContainerSnapshot, ContainerState, ExecOutput, Handler, Tools};
+use crate::image::Images;
+use crate::proto::berth::v1::{PodPhase, PodRecord};
+use crate::proto::runtime::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
+use crate::shim::Launcher;
+use crate::store::{self, Records};
+
+/// What pods are made with.
+#[derive(Debug)]
+pub struct Options {
+    /// Kept over a reboot: records, writable layers.
+    pub root: PathBuf,
+    /// Gone at reboot: namespaces, bundles, sockets.
+    pub state: PathBuf,
+    /// Starts shims.
+    pub launcher: Launcher,
+    /// Runtime handlers by name.
+    pub handlers: Vec<Handler>,
+    /// Name of the handler that "" means.
+    pub default_handler: String,
+    /// How cgroups are named.
+    pub naming: cgroup::Naming,
+    /// Facts of this machine.
+    pub host: spec::Host,
+    /// Network that pods join.
+    pub default_network: String,
+}
+
+/// All pods of this daemon. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Pods {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Pods {
+    /// Opens the records. [`Pods::recover`] must run before the first call is served.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when the record directories can't be made.
+    pub fn open(options: Options, images: Images, networks: Controller) -> Result<Self, Error> {
+        let records = options.root.join("records");
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let tools = Tools {
+            records: Records::open(records.join("containers"))?,
+            root: options.root,
+            state: options.state,
+            images,
+            launcher: options.launcher,
+            host: options.host,
+            naming: options.naming,
+        };
+        let handlers = options.handlers.into_iter().map(|handler| (handler.name.clone(), Arc::new(handler)));
+        let shared = Shared {
+            tools: Arc::new(tools),
+            networks,
+            default_network: options.default_network,
+            records: Records::open(records.join("pods"))
+                .map_err(|error: store::Error| Error::Record(error))?,
+            boot_id: boot_id.trim().to_owned(),
+            handlers: handlers.collect(),
+            default_handler: options.default_handler,
+            pods: RwLock::default(),
+            containers: RwLock::default(),
+            runs: Mutex::default(),
+            events: Announcer::new(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Makes a pod sandbox and returns its id. A call with the metadata of one under way joins it and gets its answer.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] names the sandbox that has the metadata; [`Error::NoHandler`], and whatever step failed:
+    /// nothing of the sandbox is then left.
+    pub async fn run_pod_sandbox(
+        &self,
+        config: PodSandboxConfig,
+        runtime_handler: String,
+    ) -> Result<String, Error> {
+        let key = Key::new(config.metadata.as_ref().ok_or(Error::Missing("config.metadata"))?);
+        let handler = self.shared.handler(&runtime_handler)?;
+        let id = crate::id::generate()?;
+        let config = Arc::new(config);
+        let run = self.shared.runs.lock().join_or_begin(key.clone(), &config, &runtime_handler, || {
+            let shared = Arc::clone(&self.shared);
+            let record = PodRecord {
+                id: id.clone(),
+                config: Some((*config).clone()),
+                runtime_handler: runtime_handler.clone(),
+                created_at: container::now(),
+                phase: PodPhase::PodCreating.into(),
+                boot_id: shared.boot_id.clone(),
+                ..Default::default()
+            };
+            let begun = {
+                let (id, config) = (id.clone(), Arc::clone(&config));
+                // A task of its own: the pod is made, or unmade, whole, though the caller goes away.
+                tokio::spawn(async move {
+                    let made = sandbox::bring_up(&shared, record, config, handler).await;
+                    match made {
+                        Ok(made) => {
+                            let start = task::Start {
+                                record: made.record,
+                                surroundings: made.surroundings,
+                                slots: Vec::new(),
+                            };
+                            let handle = task::spawn(Arc::clone(&shared), start);
+                            let snapshot = Arc::clone(&handle.snapshot.borrow());
+                            // Before anybody can know of the pod: its events come before those of its containers.
+                            shared.events.announce(&id, EventKind::Created, Arc::clone(&snapshot));
+                            shared.events.announce(&id, EventKind::Started, snapshot);
+                            shared.register(&id, handle);
+                            Ok(id)
+                        }
+                        Err(error) => {
+                            shared.runs.lock().free(&key, &id);
+                            Err(Arc::new(error))
+                        }
+                    }
+                })
+            };
+            let answer = async move { begun.await.unwrap_or_else(|_| Err(Arc::new(Error::ShuttingDown))) };
+            Run::new(id.clone(), Arc::clone(&config), runtime_handler.clone(), answer.boxed().shared())
+        })?;
+        match run.answer.clone().await {
+            Ok(id) => {
+                run.delivered();
+                Ok(id)
+            }
+            Err(error) => Err(Error::Joined(error)),
+        }
+    }
+
+    /// Ends the pod's containers and takes its sandbox down. Success when there is no such pod.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] lists what could not be undone; [`container::Error::StillRuns`].
+    pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), Error> {
+        match self.shared.pod(id) {
+            Some(handle) => gone_is_fine(ask(&handle, |reply| Request::StopPod { reply }).await),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the pod with all its containers, ending them first. Success when there is no such pod.
+    ///
+    /// # Errors
+    /// As [`Pods::stop_pod_sandbox`].
+    pub async fn remove_pod_sandbox(&self, id: &str) -> Result<(), Error> {
+        match self.shared.pod(id) {
+            Some(handle) => gone_is_fine(ask(&handle, |reply| Request::RemovePod { reply }).await),
+            None => Ok(()),
+        }
+    }
+
+    /// The pod of that id or unique prefix. Never waits.
+    pub fn pod(&self, id: &str) -> Option<Arc<PodSnapshot>> {
+        self.shared.pod(id).map(|handle| Arc::clone(&handle.snapshot.borrow()))
+    }
+
+    /// All pods, by time of creation. Never waits.
+    pub fn pods(&self) -> Vec<Arc<PodSnapshot>> {
+        let mut pods: Vec<_> =
+            self.shared.pods.read().values().map(|handle| Arc::clone(&handle.snapshot.borrow())).collect();
+        pods.sort_by_key(|pod| pod.created_at);
+        pods
+    }
+
+    /// Makes a container in the pod and returns its id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::PodState`], [`Error::AlreadyExists`], or the step that failed.
+    pub async fn create_container(&self, pod_id: &str, config: ContainerConfig) -> Result<String, Error> {
+        if config.metadata.is_none() {
+            return Err(Error::Missing("config.metadata"));
+        }
+        let handle = self.shared.pod(pod_id).ok_or_else(|| no_pod(pod_id))?;
+        let config = Box::new(config);
+        ask(&handle, |reply| Request::Create { config, reply }).await.unwrap_or_else(|| Err(no_pod(pod_id)))
+    }
+
+    /// Runs the container's command.
+    ///
+    /// # Errors
+    /// [`container::Error::CannotRun`] with the reason: the container has then ended.
+    pub async fn start_container(&self, id: &str) -> Result<(), Error> {
+        let (id, handle) = self.shared.container(id).ok_or_else(|| no_container(id))?;
+        let error = no_container(&id);
+        ask(&handle, |reply| Request::Start { id, reply }).await.unwrap_or(Err(error))
+    }
+
+    /// Asks the container to end and kills it when `grace` is over. Success when there is no such container.
+    ///
+    /// # Errors
+    /// [`container::Error::StillRuns`] when it outlives SIGKILL.
+    pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), Error> {
+        match self.shared.container(id) {
+            Some((id, handle)) => {
+                gone_is_fine(ask(&handle, |reply| Request::Stop { id, grace, reply }).await)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the container, ending it first. Success when there is no such container.
+    ///
+    /// # Errors
+    /// What could not be removed; it can be tried again.
+    pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
+        match self.shared.container(id) {
+            Some((id, handle)) => gone_is_fine(ask(&handle, |reply| Request::Remove { id, reply }).await),
+            None => Ok(()),
+        }
+    }
+
+    /// The container of that id or unique prefix, and its pod. Never waits.
+    pub fn container(&self, id: &str) -> Option<(Arc<PodSnapshot>, Arc<ContainerSnapshot>)> {
+        let (id, handle) = self.shared.container(id)?;
+        let pod = Arc::clone(&handle.snapshot.borrow());
+        let container = pod.containers.iter().find(|container| container.id == id).cloned()?;
+        Some((pod, container))
+    }
+
+    /// Runs a command in the container and returns what it printed. `None` sets no time limit.
+    ///
+    /// # Errors
+    /// [`Error::ContainerState`] when it does not run; [`container::Error::ExecTimedOut`].
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        limit: Option<Duration>,
+    ) -> Result<ExecOutput, Error> {
+        if command.is_empty() {
+            return Err(Error::Missing("cmd"));
+        }
+        let (_, container) = self.container(id).ok_or_else(|| no_container(id))?;
+        let shim = running(&container, "ExecSync")?;
+        let exec = crate::id::generate()?;
+        Ok(container::exec_sync(&container, shim, exec, command, limit).await?)
+    }
+
+    /// Makes the container's log be written to its path anew. Does not wait for anything else that happens to it.
+    ///
+    /// # Errors
+    /// [`Error::ContainerState`] when it does not run.
+    pub async fn reopen_container_log(&self, id: &str) -> Result<(), Error> {
+        let (_, container) = self.container(id).ok_or_else(|| no_container(id))?;
+        let shim = running(&container, "ReopenContainerLog")?;
+        shim.reopen_log().await.map_err(|error| Error::Container(error.into()))
+    }
+
+    /// Whether pods can be connected; the reason when not.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    pub fn network_ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Changes the limits of a container, and what its record says of them. Fields that are not set stay as they are. One
+    /// that does not run gets them when it starts.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; what the kernel refuses: the record then says what it said before.
+    pub async fn update_container(&self, id: &str, resources: LinuxContainerResources) -> Result<(), Error> {
+        let (id, handle) = self.shared.container(id).ok_or_else(|| no_container(id))?;
+        let error = no_container(&id);
+        let resources = Box::new(resources);
+        ask(&handle, |reply| Request::Update { id, resources, reply }).await.unwrap_or(Err(error))
+    }
+
+    /// Records new resources and overhead of a pod. Its cgroup is its caller's, who has changed it already.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Record`].
+    pub async fn update_pod_sandbox(
+        &self,
+        id: &str,
+        overhead: Option<LinuxContainerResources>,
+        resources: Option<LinuxContainerResources>,
+    ) -> Result<(), Error> {
+        let handle = self.shared.pod(id).ok_or_else(|| no_pod(id))?;
+        let (overhead, resources) = (overhead.map(Box::new), resources.map(Box::new));
+        ask(&handle, |reply| Request::UpdatePod { overhead, resources, reply })
+            .await
+            .unwrap_or_else(|| Err(no_pod(id)))
+    }
+
+    /// Events of all pods from now on. A receiver that falls too far behind gets an error in place of what it missed.
+    pub fn events(&self) -> broadcast::Receiver<Arc<PodEvent>> {
+        self.shared.events.subscribe()
+    }
+
+    /// Names of the configured runtime handlers.
+    pub fn handlers(&self) -> Vec<String> {
+        self.shared.handlers.keys().cloned().collect()
+    }
+}
+
+fn running<'a>(container: &'a ContainerSnapshot, call: &'static str) -> Result<&'a crate::shim::Shim, Error> {
+    match (&container.state, &container.shim) {
+        (ContainerState::Running { .. }, Some(shim)) => Ok(shim),
+        (state, _) => Err(Error::ContainerState {
+            id: container.id.clone(),
+            state: match state {
+                ContainerState::Created => "created",
+                ContainerState::Exited { .. } => "exited",
+                _ => "not running",
+            },
+            call,
+            needed: "running",
+        }),
+    }
+}
+
+fn gone_is_fine(answer: Option<Result<(), Error>>) -> Result<(), Error> {
+    answer.unwrap_or(Ok(()))
+}
+
+fn no_pod(id: &str) -> Error {
+    Error::NotFound { what: "pod sandbox", id: id.to_owned() }
+}
+
+fn no_container(id: &str) -> Error {
+    Error::NotFound { what: "container", id: id.to_owned() }
+}

@@ -1,0 +1,73 @@
+//! What a pod's task is asked, and how others reach it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::error::Error;
+use super::snapshot::PodSnapshot;
+use crate::proto::runtime::v1::{ContainerConfig, LinuxContainerResources};
+
+/// Requests that wait in a task's inbox; more callers wait to hand theirs in.
+pub(super) const INBOX: usize = 64;
+
+/// Where an answer goes. Nobody listening any more is fine: the work is done all the same.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What a pod's task is asked to do.
+#[derive(Debug)]
+pub(super) enum Request {
+    StopPod {
+        reply: Reply<()>,
+    },
+    RemovePod {
+        reply: Reply<()>,
+    },
+    Create {
+        config: Box<ContainerConfig>,
+        reply: Reply<String>,
+    },
+    Start {
+        id: String,
+        reply: Reply<()>,
+    },
+    Stop {
+        id: String,
+        grace: Duration,
+        reply: Reply<()>,
+    },
+    Remove {
+        id: String,
+        reply: Reply<()>,
+    },
+    /// Changes a container's limits.
+    Update {
+        id: String,
+        resources: Box<LinuxContainerResources>,
+        reply: Reply<()>,
+    },
+    /// Records the pod's.
+    UpdatePod {
+        overhead: Option<Box<LinuxContainerResources>>,
+        resources: Option<Box<LinuxContainerResources>>,
+        reply: Reply<()>,
+    },
+}
+
+/// A pod's task, as others hold it.
+#[derive(Clone, Debug)]
+pub(super) struct Handle {
+    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) snapshot: watch::Receiver<Arc<PodSnapshot>>,
+}
+
+/// Hands a request to a pod's task and awaits the answer; `None` when the pod is gone before it is answered.
+pub(super) async fn ask<T>(
+    handle: &Handle,
+    request: impl FnOnce(Reply<T>) -> Request,
+) -> Option<Result<T, Error>> {
+    let (reply, answer) = oneshot::channel();
+    handle.requests.send(request(reply)).await.ok()?;
+    answer.await.ok()
+}

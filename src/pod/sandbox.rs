@@ -1,0 +1,197 @@
+//! Making and unmaking a pod's sandbox. Both can be cut off anywhere and taken up again.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::error::Error;
+use super::files::Directory;
+use super::init;
+use super::namespaces::{Namespaces, Plan};
+use super::network;
+use super::shared::Shared;
+use crate::cgroup::Cgroup;
+use crate::container::{self, Handler, Surroundings, spec};
+use crate::proto::berth::v1::{PodPhase, PodRecord};
+use crate::proto::runtime::v1::PodSandboxConfig;
+
+/// A sandbox that stands.
+#[derive(Debug)]
+pub(super) struct Sandbox {
+    pub(super) record: PodRecord,
+    pub(super) surroundings: Arc<Surroundings>,
+}
+
+/// Makes the sandbox of `record`, which is written before anything else is. When a step fails, all before it is undone.
+pub(super) async fn bring_up(
+    shared: &Arc<Shared>,
+    mut record: PodRecord,
+    config: Arc<PodSandboxConfig>,
+    handler: Arc<Handler>,
+) -> Result<Sandbox, Error> {
+    let plan = plan(&config)?;
+    // A container is likely to follow at once.
+    crate::cgroup::prime(shared.tools.host.cgroup);
+    shared.records.put(&record.id, &record).await?;
+    let made = make(shared, &mut record, &config, plan).await;
+    let made = match made {
+        Ok(()) => {
+            record.phase = PodPhase::PodReady.into();
+            shared.records.put(&record.id, &record).await.map_err(Error::Record)
+        }
+        failed => failed,
+    };
+    if let Err(error) = made {
+        for left in unmake(shared, &record).await {
+            tracing::warn!(pod = record.id, error = crate::error::chain(&left), "undoing a failed run");
+        }
+        return Err(error);
+    }
+    let surroundings = Arc::new(surroundings(shared, &record, config, handler));
+    Ok(Sandbox { record, surroundings })
+}
+
+async fn make(
+    shared: &Arc<Shared>,
+    record: &mut PodRecord,
+    config: &Arc<PodSandboxConfig>,
+    plan: Plan,
+) -> Result<(), Error> {
+    let directory = Directory::new(&shared.tools.state, &record.id);
+    let namespaces = Namespaces::new(directory.namespaces());
+    let hostname = hostname(config);
+    let files = {
+        let (directory, config, shm) = (directory.clone(), Arc::clone(config), plan.ipc);
+        async move {
+            tokio::task::spawn_blocking(move || directory.make(&config, shm))
+                .await
+                .map_err(|_| Error::ShuttingDown)?
+        }
+    };
+    let own_network = plan.network;
+    let (files, made) = tokio::join!(files, namespaces.make(plan));
+    files?;
+    made?;
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    if own_network && let Some(netns) = namespaces.network() {
+        let ports = &config.port_mappings;
+        addresses =
+            network::attach(&shared.networks, &record.id, &netns, &shared.default_network, ports).await?;
+    }
+    record.addresses = addresses.iter().map(ToString::to_string).collect();
+    let named = {
+        let directory = directory.clone();
+        tokio::task::spawn_blocking(move || directory.name(&hostname, &addresses))
+    };
+    named.await.map_err(|_| Error::ShuttingDown)??;
+    if spec::shares_pid(config) {
+        record.init_pid = init::start(shared.tools.launcher.program(), &namespaces.pid_path()).await?;
+    }
+    Ok(())
+}
+
+/// Ends what runs and frees what is shared: the network, the namespaces. The pod's record stays, for RemovePodSandbox.
+/// Does all it can; returns what it could not. What is gone already is fine.
+pub(super) async fn stop(shared: &Arc<Shared>, record: &PodRecord) -> Vec<Error> {
+    let mut errors = Vec::new();
+    errors.extend(network::detach(&shared.networks, &record.id).await.err().into_iter().flatten());
+    let directory = Directory::new(&shared.tools.state, &record.id);
+    let init_pid = record.init_pid;
+    let removed = tokio::task::spawn_blocking(move || {
+        let namespaces = Namespaces::new(directory.namespaces());
+        init::end(init_pid, &namespaces.pid_path());
+        namespaces.remove()
+    })
+    .await;
+    match removed {
+        Ok(result) => errors.extend(result.map_err(Error::Namespace).err()),
+        Err(_) => errors.push(Error::ShuttingDown),
+    }
+    errors
+}
+
+/// Stops the sandbox, then removes its directory and its record.
+pub(super) async fn unmake(shared: &Arc<Shared>, record: &PodRecord) -> Vec<Error> {
+    let mut errors = stop(shared, record).await;
+    let directory = Directory::new(&shared.tools.state, &record.id);
+    let cgroup = own_cgroup(shared, record);
+    let removed = tokio::task::spawn_blocking(move || {
+        if let Some(Err(error)) = cgroup.map(|cgroup| cgroup.remove()) {
+            // It goes with the next sweep; the pod itself is gone.
+            tracing::warn!(error = crate::error::chain(&error), "removing the pod's cgroup");
+        }
+        directory.remove()
+    });
+    match removed.await {
+        Ok(result) => errors.extend(result.err()),
+        Err(_) => errors.push(Error::ShuttingDown),
+    }
+    if errors.is_empty() {
+        errors.extend(shared.records.remove(&record.id).await.map_err(Error::Record).err());
+    }
+    errors
+}
+
+/// The cgroup that the pod's containers are below, when it is Berth's to remove: a pod with a parent has its caller's.
+fn own_cgroup(shared: &Shared, record: &PodRecord) -> Option<Cgroup> {
+    let naming = &shared.tools.naming;
+    let linux = record.config.as_ref().and_then(|config| config.linux.as_ref());
+    let (parent, ours) = naming.pod(linux.map_or("", |linux| &linux.cgroup_parent), &record.id).ok()?;
+    let path = naming.pod_path(&parent).ok().filter(|_| ours)?;
+    Some(Cgroup::new(shared.tools.host.cgroup, &path))
+}
+
+/// What containers of the pod need to know of it.
+pub(super) fn surroundings(
+    shared: &Shared,
+    record: &PodRecord,
+    config: Arc<PodSandboxConfig>,
+    handler: Arc<Handler>,
+) -> Surroundings {
+    let directory = Directory::new(&shared.tools.state, &record.id);
+    let namespaces = Namespaces::new(directory.namespaces());
+    Surroundings {
+        pod_id: record.id.clone(),
+        config,
+        handler,
+        network: namespaces.network(),
+        ipc: namespaces.ipc(),
+        uts: namespaces.uts(),
+        pid: namespaces.pid(),
+        hosts: Some(directory.hosts()),
+        hostname: Some(directory.hostname()),
+        resolv_conf: Some(directory.resolv_conf()),
+        shm: Some(directory.shm()).filter(|path| path.exists()),
+    }
+}
+
+/// Whether the pod's namespaces still stand: not after a reboot.
+pub(super) fn intact(shared: &Shared, record: &PodRecord, config: &PodSandboxConfig) -> bool {
+    let directory = Directory::new(&shared.tools.state, &record.id);
+    record.boot_id == shared.boot_id
+        && plan(config).is_ok_and(|plan| Namespaces::new(directory.namespaces()).intact(&plan))
+}
+
+/// The namespaces the pod is to have. What it says nothing about is its own.
+fn plan(config: &PodSandboxConfig) -> Result<Plan, Error> {
+    let invalid = container::Error::Spec;
+    let network = !spec::host_network(config);
+    let name = hostname(config);
+    spec::check_hostname(&name).map_err(invalid)?;
+    spec::check_pod(config).map_err(invalid)?;
+    Ok(Plan {
+        network,
+        ipc: !spec::host_ipc(config),
+        // On the host's network a pod has the host's name: what it is reached by.
+        uts: network.then_some(name),
+        sysctls: spec::sysctls(config).map_err(invalid)?,
+    })
+}
+
+/// The pod's host name, the node's when it asks for none.
+fn hostname(config: &PodSandboxConfig) -> String {
+    let wanted = spec::hostname(config);
+    if !wanted.is_empty() {
+        return wanted;
+    }
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}

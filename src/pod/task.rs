@@ -1,0 +1,269 @@
+//! The task of one pod: the only place where the state of the pod and of its containers changes.
+//!
+//! Calls arrive as [`Request`]s. Work that waits (for a shim, the kernel, a grace period) is a job: a future that the task
+//! polls beside its inbox and that ends in a [`Done`], which is when state changes. Containers proceed side by side; on one
+//! container a job that changes it (start, clean-up, removal) has it for itself, and requests for it wait in its slot.
+//! Stopping is no such job: it only sends signals, and several may wait for the same end.
+
+mod containers;
+mod sandbox;
+mod update;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use tokio::sync::{mpsc, watch};
+
+use super::error::Error;
+use super::event::EventKind;
+use super::request::{Handle, INBOX, Reply, Request};
+use super::shared::Shared;
+use super::slot::Slot;
+use super::snapshot::PodSnapshot;
+use crate::container::{self, Ended, Making, Surroundings};
+use crate::proto::berth::v1::{PodPhase, PodRecord};
+use crate::proto::runtime::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
+
+/// A job came to its end.
+enum Done {
+    Created {
+        key: (String, u32),
+        id: String,
+        result: Box<Result<Making, container::Error>>,
+    },
+    Started {
+        id: String,
+        result: Result<u32, container::Error>,
+        reply: Reply<()>,
+    },
+    /// A container's first process ended.
+    Exited {
+        id: String,
+        ended: Ended,
+    },
+    /// What an ended container had is free.
+    CleanedUp {
+        id: String,
+    },
+    /// A stop was seen through, or failed.
+    Stopped {
+        result: Result<(), container::Error>,
+        reply: Reply<()>,
+    },
+    /// A container was killed for its removal or its pod's end, or outlives that.
+    Killed {
+        id: String,
+        result: Result<(), container::Error>,
+    },
+    Removed {
+        id: String,
+        errors: Vec<container::Error>,
+    },
+    PodStopped {
+        errors: Vec<Error>,
+    },
+    PodRemoved {
+        errors: Vec<Error>,
+    },
+    /// A container has new limits, or the kernel refused them.
+    Updated {
+        id: String,
+        resources: Box<LinuxContainerResources>,
+        result: Result<(), container::Error>,
+        reply: Reply<()>,
+    },
+    /// Nothing to do.
+    Recorded,
+}
+
+/// What the pod as a whole is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Ready,
+    /// Containers are being killed, then the sandbox is taken down.
+    Stopping,
+    NotReady,
+}
+
+/// State of one pod. Owned by its task.
+pub(super) struct Task {
+    shared: Arc<Shared>,
+    record: PodRecord,
+    config: Arc<PodSandboxConfig>,
+    surroundings: Arc<Surroundings>,
+    phase: Phase,
+    containers: BTreeMap<String, Slot>,
+    /// Containers being made, by name and attempt, and who waits for them.
+    creating: HashMap<(String, u32), Creating>,
+    jobs: FuturesUnordered<BoxFuture<'static, Done>>,
+    snapshot: watch::Sender<Arc<PodSnapshot>>,
+    stop_replies: Vec<Reply<()>>,
+    remove_replies: Vec<Reply<()>>,
+    /// The job that takes the sandbox down, or removes it, runs.
+    pod_busy: bool,
+    removed: bool,
+}
+
+struct Creating {
+    config: ContainerConfig,
+    replies: Vec<Reply<String>>,
+}
+
+/// What a task starts from.
+pub(super) struct Start {
+    pub(super) record: PodRecord,
+    pub(super) surroundings: Arc<Surroundings>,
+    /// Containers found again after a restart.
+    pub(super) slots: Vec<Slot>,
+}
+
+/// Starts the task of a pod.
+pub(super) fn spawn(shared: Arc<Shared>, start: Start) -> Handle {
+    let (requests, inbox) = mpsc::channel(INBOX);
+    let config = Arc::clone(&start.surroundings.config);
+    let phase = if start.record.phase() == PodPhase::PodReady { Phase::Ready } else { Phase::NotReady };
+    let empty = PodSnapshot {
+        id: start.record.id.clone(),
+        config: Arc::clone(&config),
+        runtime_handler: start.record.runtime_handler.clone(),
+        created_at: start.record.created_at,
+        ready: false,
+        addresses: Vec::new(),
+        netns: None,
+        containers: Vec::new(),
+    };
+    let (snapshot, published) = watch::channel(Arc::new(empty));
+    let mut task = Task {
+        shared,
+        record: start.record,
+        config,
+        surroundings: start.surroundings,
+        phase,
+        containers: BTreeMap::new(),
+        creating: HashMap::new(),
+        jobs: FuturesUnordered::new(),
+        snapshot,
+        stop_replies: Vec::new(),
+        remove_replies: Vec::new(),
+        pod_busy: false,
+        removed: false,
+    };
+    for slot in start.slots {
+        task.adopt(slot);
+    }
+    task.publish();
+    tokio::spawn(task.run(inbox));
+    Handle { requests, snapshot: published }
+}
+
+impl Task {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+        let id = self.record.id.clone();
+        while !self.removed {
+            tokio::select! {
+                request = inbox.recv() => match request {
+                    Some(request) => self.handle(request),
+                    // Every handle is gone: the daemon shuts down. Containers go on without it.
+                    None => return,
+                },
+                Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.done(done),
+            }
+        }
+        self.announce(&id, EventKind::Deleted);
+        self.shared.forget(&id, &self.config);
+        let replies = std::mem::take(&mut self.remove_replies);
+        // Requests that came too late are told so by their closed channel.
+        drop(inbox);
+        drop(self);
+        for reply in replies {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    fn handle(&mut self, request: Request) {
+        match request {
+            Request::StopPod { reply } => self.stop_pod(reply),
+            Request::RemovePod { reply } => self.remove_pod(reply),
+            Request::Create { config, reply } => self.create(*config, reply),
+            Request::Start { id, reply } => self.start(id, reply),
+            Request::Stop { id, grace, reply } => self.stop(id, grace, reply),
+            Request::Remove { id, reply } => self.remove(id, reply),
+            Request::Update { id, resources, reply } => self.update(id, resources, reply),
+            Request::UpdatePod { overhead, resources, reply } => self.update_pod(overhead, resources, reply),
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Created { key, id, result } => self.created(&key, &id, *result),
+            Done::Started { id, result, reply } => self.started(&id, result, reply),
+            Done::Exited { id, ended } => self.exited(&id, ended),
+            Done::CleanedUp { id } => self.free(&id),
+            Done::Stopped { result, reply } => {
+                let _ = reply.send(result.map_err(Error::Container));
+            }
+            Done::Killed { id, result } => self.killed(&id, result),
+            Done::Removed { id, errors } => self.container_removed(&id, errors),
+            Done::PodStopped { errors } => self.pod_stopped(errors),
+            Done::PodRemoved { errors } => self.pod_removed(errors),
+            Done::Updated { id, resources, result, reply } => self.updated(&id, &resources, result, reply),
+            Done::Recorded => {}
+        }
+    }
+
+    fn job(&mut self, job: impl Future<Output = Done> + Send + 'static) {
+        self.jobs.push(Box::pin(job));
+    }
+
+    /// Publishes what is known now.
+    fn publish(&self) {
+        let mut containers: Vec<_> =
+            self.containers.values().map(|slot| Arc::new(slot.snapshot(&self.config))).collect();
+        containers.sort_by_key(|container| container.created_at);
+        self.snapshot.send_replace(Arc::new(PodSnapshot {
+            id: self.record.id.clone(),
+            config: Arc::clone(&self.config),
+            runtime_handler: self.record.runtime_handler.clone(),
+            created_at: self.record.created_at,
+            ready: self.phase == Phase::Ready,
+            addresses: self.record.addresses.iter().filter_map(|text| text.parse().ok()).collect(),
+            netns: self.surroundings.network.clone(),
+            containers,
+        }));
+    }
+
+    /// Tells of what happened to a container, or with its own id to the pod. What is published is what it led to.
+    fn announce(&self, id: &str, kind: EventKind) {
+        self.shared.events.announce(id, kind, Arc::clone(&self.snapshot.borrow()));
+    }
+
+    /// Writes a container's record, then answers `reply`: what a caller was told is true after a crash too. That the record
+    /// could not be written is not the caller's failure: what it says is then found out at start-up.
+    fn write(&mut self, id: &str, reply: Option<Reply<()>>) {
+        let Some(slot) = self.containers.get_mut(id) else { return };
+        slot.version += 1;
+        let (record, version, written) = (slot.full_record(), slot.version, Arc::clone(&slot.written));
+        let shared = Arc::clone(&self.shared);
+        self.job(async move {
+            let mut written = written.lock().await;
+            if *written < version {
+                *written = version;
+                if let Err(error) = shared.tools.records.put(&record.id, &record).await {
+                    let error = crate::error::chain(&error);
+                    tracing::error!(container = record.id, error, "writing the record");
+                }
+            }
+            if let Some(reply) = reply {
+                let _ = reply.send(Ok(()));
+            }
+            Done::Recorded
+        });
+    }
+
+    fn not_found(id: &str) -> Error {
+        Error::NotFound { what: "container", id: id.to_owned() }
+    }
+}

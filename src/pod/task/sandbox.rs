@@ -1,0 +1,164 @@
+//! Requests and jobs of the pod as a whole.
+
+use std::sync::Arc;
+
+use super::containers::answer_all;
+use super::{Done, Phase, Task};
+use crate::pod::error::Error;
+use crate::pod::event::EventKind;
+use crate::pod::request::Reply;
+use crate::pod::sandbox;
+use crate::pod::slot::Slot;
+use crate::proto::berth::v1::{ContainerPhase, PodPhase};
+
+impl Task {
+    pub(super) fn stop_pod(&mut self, reply: Reply<()>) {
+        if self.phase == Phase::NotReady {
+            let _ = reply.send(Ok(()));
+            return;
+        }
+        self.stop_replies.push(reply);
+        self.begin_stop();
+    }
+
+    pub(super) fn remove_pod(&mut self, reply: Reply<()>) {
+        self.remove_replies.push(reply);
+        if self.phase == Phase::Ready {
+            // CRI: a sandbox that still runs is stopped by force.
+            self.begin_stop();
+        }
+        self.advance();
+    }
+
+    fn begin_stop(&mut self) {
+        if self.phase != Phase::Ready {
+            return;
+        }
+        self.phase = Phase::Stopping;
+        self.publish();
+        let running: Vec<_> = self
+            .containers
+            .iter()
+            .filter(|(_, slot)| slot.phase() == ContainerPhase::ContainerRunning)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in running {
+            self.kill(&id);
+        }
+        self.advance();
+    }
+
+    /// Takes the next step of stopping or removing the pod, if the last one is over.
+    pub(super) fn advance(&mut self) {
+        if self.pod_busy || self.removed {
+            return;
+        }
+        match self.phase {
+            Phase::Ready => {}
+            Phase::Stopping => {
+                // A start under way ends in running or not; only then is known what to kill.
+                let unsettled = |slot: &Slot| match slot.phase() {
+                    ContainerPhase::ContainerRunning => true,
+                    ContainerPhase::ContainerCreated => slot.busy,
+                    _ => false,
+                };
+                if self.creating.is_empty() && !self.containers.values().any(unsettled) {
+                    self.take_down();
+                }
+            }
+            Phase::NotReady if self.remove_replies.is_empty() => {}
+            Phase::NotReady => self.remove_all(),
+        }
+    }
+
+    fn take_down(&mut self) {
+        self.pod_busy = true;
+        let (shared, mut record) = (Arc::clone(&self.shared), self.record.clone());
+        self.job(async move {
+            let mut errors = sandbox::stop(&shared, &record).await;
+            if errors.is_empty() {
+                record.phase = PodPhase::PodNotReady.into();
+                errors.extend(shared.records.put(&record.id, &record).await.map_err(Error::Record).err());
+            }
+            Done::PodStopped { errors }
+        });
+    }
+
+    pub(super) fn pod_stopped(&mut self, errors: Vec<Error>) {
+        self.pod_busy = false;
+        if !errors.is_empty() {
+            let error = self.incomplete("StopPodSandbox", errors);
+            self.give_up_pod(error);
+            return;
+        }
+        self.phase = Phase::NotReady;
+        self.record.phase = PodPhase::PodNotReady.into();
+        self.publish();
+        let id = self.record.id.clone();
+        self.announce(&id, EventKind::Stopped);
+        for reply in std::mem::take(&mut self.stop_replies) {
+            let _ = reply.send(Ok(()));
+        }
+        self.advance();
+    }
+
+    /// Removes the containers, and when none is left the pod.
+    fn remove_all(&mut self) {
+        if self.containers.is_empty() && self.creating.is_empty() {
+            self.pod_busy = true;
+            let (shared, mut record) = (Arc::clone(&self.shared), self.record.clone());
+            self.job(async move {
+                record.phase = PodPhase::PodRemoving.into();
+                if let Err(error) = shared.records.put(&record.id, &record).await {
+                    return Done::PodRemoved { errors: vec![error.into()] };
+                }
+                Done::PodRemoved { errors: sandbox::unmake(&shared, &record).await }
+            });
+            return;
+        }
+        let idle: Vec<_> =
+            self.containers.iter().filter(|(_, slot)| !slot.busy).map(|(id, _)| id.clone()).collect();
+        for id in idle {
+            if let Some(slot) = self.containers.get_mut(&id) {
+                slot.busy = true;
+                slot.record.phase = ContainerPhase::ContainerRemoving.into();
+                self.removal(&id);
+            }
+        }
+    }
+
+    pub(super) fn pod_removed(&mut self, errors: Vec<Error>) {
+        self.pod_busy = false;
+        if errors.is_empty() {
+            self.removed = true;
+        } else {
+            let error = self.incomplete("RemovePodSandbox", errors);
+            self.give_up_pod(error);
+        }
+    }
+
+    /// Tells all who wait for the pod's end that it did not come to it. They can try again.
+    pub(super) fn give_up_pod(&mut self, error: Error) {
+        if self.phase == Phase::Stopping {
+            self.phase = Phase::Ready;
+            self.publish();
+        }
+        let replies = self.stop_replies.drain(..).chain(self.remove_replies.drain(..)).collect();
+        answer_all(replies, error);
+    }
+
+    fn incomplete(&self, call: &'static str, errors: Vec<Error>) -> Error {
+        let list: Vec<_> = errors.iter().map(|error| crate::error::chain(error)).collect();
+        tracing::warn!(pod = self.record.id, errors = list.join("; "), "{call} could not do everything");
+        Error::Incomplete { call, id: self.record.id.clone(), list: list.join("; ") }
+    }
+
+    pub(super) fn pod_state(&self, call: &'static str) -> Error {
+        let state = match self.phase {
+            Phase::Ready => "ready",
+            Phase::Stopping => "being stopped",
+            Phase::NotReady => "not ready",
+        };
+        Error::PodState { id: self.record.id.clone(), state, call }
+    }
+}
