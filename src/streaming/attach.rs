@@ -1,0 +1,96 @@
+//! An attach session: a client at the streams of a container's own process.
+
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+
+use super::client::{Client, Wants};
+use super::resize::Sizes;
+use super::status::Outcome;
+use crate::error::chain;
+use crate::pod::Pods;
+use crate::shim::{self, Keyboard, Printed, Screen, Shim};
+
+/// A container to attach to.
+#[derive(Clone, Debug)]
+pub(super) struct Attach {
+    pub(super) container: String,
+    pub(super) wants: Wants,
+}
+
+/// Serves the client until the container ends, or the client goes: of that the container notices nothing, unless its input
+/// was to end with its first client.
+pub(super) async fn run(pods: &Pods, attach: Attach, client: &mut Client) -> Outcome {
+    let Attach { container: id, wants } = attach;
+    let found = pods.container(&id);
+    let Some((container, shim)) =
+        found.and_then(|(_, container)| container.shim.clone().map(|shim| (container, shim)))
+    else {
+        return Outcome::Failed(format!("container {id} is not running"));
+    };
+    let (screen, keyboard) = match shim::attach(&id, &container.bundle, wants.stdin).await {
+        Ok(ends) => ends,
+        Err(error) => return Outcome::Failed(chain(&error)),
+    };
+    let (stdin, resize) = (client.stdin.take(), client.resize.take());
+    let inputs = async {
+        tokio::join!(feed(stdin, keyboard), size(&shim, resize));
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        outcome = show(screen, client, &id) => outcome,
+        () = inputs => Outcome::Success,
+        () = client.link.gone.cancelled() => Outcome::Success,
+    }
+}
+
+async fn show(mut screen: Screen, client: &Client, id: &str) -> Outcome {
+    loop {
+        let (output, data) = match screen.next().await {
+            Ok(Some(Printed::Stdout(data))) => (&client.stdout, data),
+            Ok(Some(Printed::Stderr(data))) => (&client.stderr, data),
+            Ok(Some(Printed::Skipped(bytes))) => {
+                tracing::info!(
+                    container = id,
+                    bytes,
+                    "an attached client reads too slowly and missed output"
+                );
+                continue;
+            }
+            Ok(None) => return Outcome::Success,
+            Err(error) => {
+                return Outcome::Failed(format!("reading from the shim of container {id}: {error}"));
+            }
+        };
+        if let Some(output) = output
+            && output.send(data).await.is_err()
+        {
+            return Outcome::Success;
+        }
+    }
+}
+
+/// The keyboard stays open for as long as the client does not end its input.
+async fn feed(stdin: Option<mpsc::Receiver<Bytes>>, mut keyboard: Keyboard) {
+    let Some(mut stdin) = stdin else {
+        // Dropping it would do as well, but says the same: this client types nothing.
+        let _ = keyboard.shutdown().await;
+        return;
+    };
+    while let Some(data) = stdin.recv().await {
+        if keyboard.write_all(&data).await.is_err() {
+            return;
+        }
+    }
+    let _ = keyboard.shutdown().await;
+}
+
+async fn size(shim: &Shim, resize: Option<mpsc::Receiver<Bytes>>) {
+    let Some(resize) = resize else { return };
+    let mut sizes = Sizes::new(resize);
+    while let Some(size) = sizes.next().await {
+        if let Err(error) = shim.resize("", size.width, size.height).await {
+            tracing::debug!(%error, "resizing the terminal of a container");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! An exec session: a command, and a client at its streams.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Client, Wants};
+use super::link::{CHUNK, Output};
+use super::resize::Sizes;
+use super::status::Outcome;
+use crate::container::{self, Interactive, Streams};
+use crate::error::chain;
+use crate::pod::Pods;
+
+/// After the command ended, somebody it left behind may hold its output open: how long to wait for more from him.
+const DRAIN: Duration = Duration::from_millis(250);
+/// However much he goes on to print.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// What a command has to end by itself when its client is gone.
+const HANG_UP: Duration = Duration::from_secs(2);
+
+/// A command to run for a client.
+#[derive(Clone, Debug)]
+pub(super) struct Exec {
+    pub(super) container: String,
+    pub(super) command: Vec<String>,
+    pub(super) wants: Wants,
+}
+
+/// Runs the command until it ends, or the client is gone: then all of it is ended.
+pub(super) async fn run(pods: &Pods, exec: Exec, client: &mut Client) -> Outcome {
+    let command = match start(pods, exec).await {
+        Ok(command) => command,
+        Err(message) => return Outcome::Failed(message),
+    };
+    let gone = client.link.gone.clone();
+    let (stdin, resize) = (client.stdin.take(), client.resize.take());
+    match with_client(command, stdin, resize, client, &gone).await {
+        Ok(0) => Outcome::Success,
+        Ok(code) => Outcome::Exit(code),
+        Err(message) => Outcome::Failed(message),
+    }
+}
+
+async fn start(pods: &Pods, exec: Exec) -> Result<Interactive, String> {
+    let Exec { container, command, wants } = exec;
+    let found = pods.container(&container).ok_or_else(|| format!("container {container} is gone"))?;
+    let shim = found.1.shim.as_ref().ok_or_else(|| format!("container {container} is not running"))?;
+    let id = crate::id::generate().map_err(|error| error.to_string())?;
+    let Wants { stdin, stdout, stderr, tty } = wants;
+    let streams = Streams { stdin, stdout, stderr, tty };
+    container::exec_start(&found.1, shim, id, command, streams).await.map_err(|error| chain(&error))
+}
+
+async fn with_client(
+    mut command: Interactive,
+    stdin: Option<mpsc::Receiver<Bytes>>,
+    resize: Option<mpsc::Receiver<Bytes>>,
+    client: &Client,
+    gone: &CancellationToken,
+) -> Result<i32, String> {
+    let ended = CancellationToken::new();
+    let (input, stdout, stderr) = (command.stdin.take(), command.stdout.take(), command.stderr.take());
+    let waiting = async {
+        let code = command.wait().await;
+        ended.cancel();
+        code
+    };
+    let outputs = async {
+        tokio::join!(
+            print(stdout, client.stdout.as_ref(), &ended),
+            print(stderr, client.stderr.as_ref(), &ended)
+        );
+    };
+    let inputs = async {
+        tokio::join!(feed(&command, stdin, input), size(&command, resize));
+        std::future::pending::<()>().await;
+    };
+    let result = tokio::select! {
+        (code, ()) = async { tokio::join!(waiting, outputs) } => Some(code),
+        () = inputs => None,
+        () = gone.cancelled() => None,
+    };
+    match result {
+        Some(Ok(code)) => {
+            command.ended();
+            Ok(code)
+        }
+        Some(Err(error)) => Err(chain(&error)),
+        None => {
+            command.hang_up(HANG_UP).await;
+            Err("the client is gone".to_owned())
+        }
+    }
+}
+
+/// Copies what the command prints. Ends with it, or some time after the command ended.
+async fn print(pipe: Option<pipe::Receiver>, output: Option<&Output>, ended: &CancellationToken) {
+    let (Some(mut pipe), Some(output)) = (pipe, output) else { return };
+    let copying = async {
+        let mut buffer = BytesMut::new();
+        loop {
+            buffer.reserve(CHUNK);
+            let quiet = async {
+                ended.cancelled().await;
+                tokio::time::sleep(DRAIN).await;
+            };
+            tokio::select! {
+                biased;
+                read = pipe.read_buf(&mut buffer) => match read {
+                    Ok(1..) if output.send(buffer.split().freeze()).await.is_ok() => {}
+                    _ => return,
+                },
+                () = quiet => return,
+            }
+        }
+    };
+    let limit = async {
+        ended.cancelled().await;
+        tokio::time::sleep(DRAIN_MAX).await;
+    };
+    tokio::select! {
+        () = copying => {}
+        () = limit => {}
+    }
+}
+
+/// Copies what the client types, and ends the command's standard input where the client does.
+async fn feed(command: &Interactive, stdin: Option<mpsc::Receiver<Bytes>>, pipe: Option<pipe::Sender>) {
+    let (Some(mut stdin), Some(mut pipe)) = (stdin, pipe) else { return };
+    while let Some(data) = stdin.recv().await {
+        // Nobody reads it any more: the rest goes nowhere.
+        if pipe.write_all(&data).await.is_err() {
+            return;
+        }
+    }
+    drop(pipe);
+    if let Err(error) = command.close_stdin().await {
+        tracing::debug!(%error, "ending the standard input of an exec");
+    }
+}
+
+async fn size(command: &Interactive, resize: Option<mpsc::Receiver<Bytes>>) {
+    let Some(resize) = resize else { return };
+    let mut sizes = Sizes::new(resize);
+    while let Some(size) = sizes.next().await {
+        if let Err(error) = command.resize(size.width, size.height).await {
+            tracing::debug!(%error, "resizing the terminal of an exec");
+        }
+    }
+}

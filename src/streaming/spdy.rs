@@ -1,0 +1,65 @@
+//! SPDY/3.1 as `moby/spdystream` speaks it, which every Kubernetes client does: a server that takes streams.
+//!
+//! What that dialect leaves out is left out here too: no flow control (WINDOW_UPDATE and SETTINGS are read and ignored: TCP
+//! alone holds a sender back), no server push, no priorities, no headers after the first.
+
+mod dictionary;
+mod frame;
+mod headers;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::link::{Activity, Link, OUTBOUND_MAX, Output};
+pub(super) use headers::Headers;
+
+/// Streams of one connection at once: two for each connection that is forwarded.
+pub(super) const STREAMS_MAX: usize = 4096;
+
+/// The client broke the protocol.
+#[derive(Debug, thiserror::Error)]
+#[error("malformed SPDY: {0}")]
+pub(super) struct Malformed(&'static str);
+
+/// A stream that the client opened.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) id: u32,
+    pub(super) headers: Headers,
+    /// Ends when the client has said all.
+    pub(super) input: mpsc::Receiver<bytes::Bytes>,
+    pub(super) output: Output,
+}
+
+/// Serves a connection: its streams come out of the receiver.
+pub(super) fn serve(io: impl AsyncRead + AsyncWrite + Send + 'static) -> (Link, mpsc::Receiver<Stream>) {
+    let (input, output) = tokio::io::split(io);
+    let (frames, queue) = mpsc::channel(OUTBOUND_MAX);
+    let (accepted, streams) = mpsc::channel(16);
+    let (gone, activity) = (CancellationToken::new(), Activity::new());
+    let writer = writer::run(output, queue, activity.clone(), gone.clone());
+    let reader = reader::run(
+        input,
+        reader::Ends {
+            accepted,
+            // Weak: the queue must end when the session drops it, though the reader still waits for the client.
+            frames: frames.downgrade(),
+            activity: activity.clone(),
+            gone: gone.clone(),
+        },
+    );
+    let link = Link {
+        gone,
+        activity,
+        frames,
+        reader: AbortOnDropHandle::new(tokio::spawn(reader)),
+        writer: AbortOnDropHandle::new(tokio::spawn(writer)),
+    };
+    (link, streams)
+}

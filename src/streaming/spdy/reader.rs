@@ -1,0 +1,203 @@
+//! Reads the client's frames and hands data to their streams.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::frame::{self, HEAD, Head, kind, reset};
+use super::headers::Expander;
+use super::{Malformed, STREAMS_MAX, Stream};
+use crate::streaming::link::{Activity, CHUNK, Frame, INBOUND_MAX, Output};
+
+/// Longest control frame: a SYN_STREAM's compressed headers.
+const CONTROL_MAX: usize = 64 << 10;
+/// A frame that was begun has to go on within this time.
+const MID_FRAME: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(60) };
+
+/// What the reader reports to.
+#[derive(Debug)]
+pub(super) struct Ends {
+    pub(super) accepted: mpsc::Sender<Stream>,
+    pub(super) frames: mpsc::WeakSender<Frame>,
+    pub(super) activity: Activity,
+    pub(super) gone: CancellationToken,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("reading: {0}")]
+    Io(#[from] io::Error),
+    #[error("the client stopped in the middle of a frame")]
+    Stopped,
+    #[error("the session is over")]
+    Over,
+}
+
+/// The client's direction of a stream.
+#[derive(Debug)]
+struct Half {
+    input: mpsc::Sender<bytes::Bytes>,
+    reset: CancellationToken,
+    _permit: Arc<tokio::sync::OwnedSemaphorePermit>,
+}
+
+struct Reader<R> {
+    io: BufReader<R>,
+    ends: Ends,
+    expander: Expander,
+    streams: HashMap<u32, Half>,
+    places: Arc<Semaphore>,
+    last: u32,
+}
+
+/// Reads until the client is gone.
+pub(super) async fn run(io: impl AsyncRead + Unpin, ends: Ends) {
+    let gone = ends.gone.clone();
+    let mut reader = Reader {
+        io: BufReader::with_capacity(4096, io),
+        ends,
+        expander: Expander::new(),
+        streams: HashMap::new(),
+        places: Arc::new(Semaphore::new(STREAMS_MAX)),
+        last: 0,
+    };
+    let end = loop {
+        match reader.frame().await {
+            Ok(true) => {}
+            Ok(false) => break None,
+            Err(end) => break Some(end),
+        }
+    };
+    if let Some(end) = end {
+        tracing::debug!(reason = %end, "a SPDY connection ends");
+        if let (End::Malformed(_), Some(frames)) = (&end, reader.ends.frames.upgrade()) {
+            let _ = frames.try_send(Frame::Close { failed: true });
+        }
+    }
+    gone.cancel();
+}
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    /// One frame. `false` at the connection's end.
+    async fn frame(&mut self) -> Result<bool, End> {
+        let mut head = [0; HEAD];
+        match self.io.read(&mut head).await {
+            Ok(0) => return Ok(false),
+            Ok(count) => {
+                let rest = head.get_mut(count..).unwrap_or_default();
+                in_time(self.io.read_exact(rest)).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        match Head::parse(head)? {
+            Head::Data { stream, fin, length } => {
+                self.ends.activity.touch();
+                self.data(stream, length).await?;
+                if fin {
+                    self.streams.remove(&stream);
+                }
+            }
+            Head::Control { length, .. } if length > CONTROL_MAX => {
+                return Err(Malformed("a control frame is too long").into());
+            }
+            Head::Control { kind, flags, length } => {
+                let mut payload = vec![0; length];
+                in_time(self.io.read_exact(&mut payload)).await?;
+                self.control(kind, flags, &payload).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Passes data on as it comes, in pieces: a frame may have 16 MiB. Waits while its reader does not take it; what nobody
+    /// wants is read and dropped.
+    async fn data(&mut self, stream: u32, mut length: usize) -> Result<(), End> {
+        while length > 0 {
+            let most = length.min(CHUNK);
+            let mut piece = BytesMut::with_capacity(most);
+            let read =
+                async { (&mut self.io).take(u64::try_from(most).unwrap_or(0)).read_buf(&mut piece).await };
+            let count = in_time(read).await?;
+            if count == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            length -= count;
+            self.ends.activity.touch();
+            if let Some(half) = self.streams.get(&stream)
+                && half.input.send(piece.freeze()).await.is_err()
+            {
+                self.streams.remove(&stream);
+            }
+        }
+        Ok(())
+    }
+
+    async fn control(&mut self, kind: u16, flags: u8, payload: &[u8]) -> Result<(), End> {
+        match kind {
+            kind::SYN_STREAM => self.open(flags, payload).await,
+            kind::RST_STREAM => {
+                if let Some(half) = self.streams.remove(&(frame::word(payload, 0)? & 0x7fff_ffff)) {
+                    half.reset.cancel();
+                }
+                Ok(())
+            }
+            kind::PING => {
+                let id = frame::word(payload, 0)?;
+                // Answers to pings of ours would be even; we send none. A client that does not read gets no answer.
+                if let Some(frames) = self.ends.frames.upgrade().filter(|_| !id.is_multiple_of(2)) {
+                    let _ = frames.try_send(Frame::Ping(id));
+                }
+                Ok(())
+            }
+            // The block must be read in any case: the next one builds on it.
+            kind::HEADERS | kind::SYN_REPLY => {
+                let block = payload.get(4..).ok_or(Malformed("a control frame is too short"))?;
+                self.expander.read(block)?;
+                Ok(())
+            }
+            kind::SETTINGS | kind::WINDOW_UPDATE | kind::GOAWAY => Ok(()),
+            _ => Err(Malformed("a control frame of unknown type").into()),
+        }
+    }
+
+    async fn open(&mut self, flags: u8, payload: &[u8]) -> Result<(), End> {
+        let (id, block) = frame::syn_stream(flags, payload)?;
+        let headers = self.expander.read(block)?;
+        if id <= self.last {
+            return Err(Malformed("stream ids do not grow").into());
+        }
+        self.last = id;
+        self.ends.activity.touch();
+        let frames = self.ends.frames.upgrade().ok_or(End::Over)?;
+        let send = |frame| async { frames.send(frame).await.map_err(|_| End::Over) };
+        let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() else {
+            return send(Frame::Reset { channel: id, reason: reset::REFUSED_STREAM }).await;
+        };
+        let permit = Arc::new(permit);
+        let (sender, input) = mpsc::channel(INBOUND_MAX);
+        let token = CancellationToken::new();
+        send(Frame::Reply { channel: id }).await?;
+        let output = Output::new(id, frames.clone(), token.clone(), Some(Arc::clone(&permit)));
+        if flags & frame::FIN == 0 {
+            self.streams.insert(id, Half { input: sender, reset: token, _permit: permit });
+        }
+        // When the session takes no streams any more, the dropped stream resets itself.
+        let _ = self.ends.accepted.send(Stream { id, headers, input, output }).await;
+        Ok(())
+    }
+}
+
+async fn in_time<T>(read: impl Future<Output = io::Result<T>>) -> Result<T, End> {
+    match tokio::time::timeout(MID_FRAME, read).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(End::Stopped),
+    }
+}
