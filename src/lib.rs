@@ -1,3 +1,20 @@
 //! Berth: a Kubernetes-compatible CRI runtime service.
 
+pub mod api;
+pub mod cgroup;
+pub mod config;
+pub mod container;
+pub mod cri;
+pub mod error;
+pub mod events;
+pub mod id;
+pub mod image;
+pub mod pod;
 pub mod proto;
+pub mod recovery;
+pub mod server;
+pub mod shim;
+pub mod stats;
+pub mod store;
+pub mod streaming;
+pub mod telemetry;

@@ -1,0 +1,98 @@
+//! Images and progress as messages, credentials from them.
+
+use tonic::Status;
+
+use crate::image::{Credentials, Image, Phase, Platform, Progress};
+use crate::proto::berth::v1::{LayerProgress, layer_progress::Stage};
+use crate::proto::runtime::v1::{self as cri, AuthConfig, Int64Value};
+
+/// An image.
+pub(super) fn image(image: &Image) -> cri::Image {
+    let user = image.user();
+    cri::Image {
+        id: image.id.clone(),
+        repo_tags: image.repo_tags.clone(),
+        repo_digests: image.repo_digests.clone(),
+        size: image.size,
+        uid: user.uid.map(|value| Int64Value { value }),
+        username: user.username,
+        spec: None,
+        pinned: image.pinned,
+    }
+}
+
+/// A step of a layer.
+pub(super) fn layer(progress: &Progress) -> LayerProgress {
+    let stage = match progress.phase {
+        Phase::Waiting => Stage::Waiting,
+        Phase::Downloading => Stage::Downloading,
+        Phase::Exists => Stage::Exists,
+        Phase::Done => Stage::Verified,
+    };
+    LayerProgress {
+        digest: progress.layer.to_string(),
+        stage: stage.into(),
+        offset: progress.current,
+        total: progress.total,
+    }
+}
+
+/// What the registry gets to see; none when nothing is set.
+pub(super) fn credentials(auth: AuthConfig) -> Option<Credentials> {
+    let AuthConfig { username, password, auth, server_address, identity_token, registry_token } = auth;
+    let secrets = [&username, &password, &auth, &identity_token, &registry_token];
+    if secrets.iter().all(|secret| secret.is_empty()) {
+        return None;
+    }
+    Some(Credentials { username, password, auth, server_address, identity_token, registry_token })
+}
+
+/// `os/architecture[/variant]`; none when empty.
+pub(super) fn platform(text: &str) -> Result<Option<Platform>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parts: Vec<&str> = text.split('/').collect();
+    let (os, architecture, variant) = match parts.as_slice() {
+        [os, architecture] => (*os, *architecture, ""),
+        [os, architecture, variant] if !variant.is_empty() => (*os, *architecture, *variant),
+        _ => ("", "", ""),
+    };
+    if os.is_empty() || architecture.is_empty() {
+        return Err(Status::invalid_argument(format!(
+            "platform {text:?} is not os/architecture[/variant], as in linux/arm64/v8"
+        )));
+    }
+    Ok(Some(Platform {
+        os: os.to_owned(),
+        architecture: architecture.to_owned(),
+        variant: variant.to_owned(),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn platforms() {
+        assert_eq!(platform("").unwrap(), None);
+        let arm = platform("linux/arm64/v8").unwrap().unwrap();
+        assert_eq!(
+            (arm.os.as_str(), arm.architecture.as_str(), arm.variant.as_str()),
+            ("linux", "arm64", "v8")
+        );
+        assert_eq!(platform("linux/amd64").unwrap().unwrap().variant, "");
+        for wrong in ["linux", "/amd64", "linux/", "linux/arm/", "a/b/c/d"] {
+            assert!(platform(wrong).unwrap_err().message().contains("linux/arm64/v8"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn credentials_without_a_secret_are_none() {
+        assert!(credentials(AuthConfig::default()).is_none());
+        let token = AuthConfig { registry_token: "t".into(), ..AuthConfig::default() };
+        assert!(credentials(token).is_some());
+    }
+}

@@ -1,0 +1,113 @@
+//! What can be typed. Each command's own options stand beside the command.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands;
+
+/// Pods, containers and images of a node, by way of berthd.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// The daemon's socket
+    #[arg(
+        long,
+        global = true,
+        env = "BERTH_ADDRESS",
+        value_name = "SOCKET",
+        default_value = "/run/berth/berth.sock"
+    )]
+    pub address: String,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command in a new container, in a pod of its own
+    Run(Box<commands::run::Run>),
+    /// Execute a command in a running container
+    Exec(commands::exec::Exec),
+    /// List containers
+    Ps(commands::ps::Ps),
+    /// List pods
+    Pods(commands::pods::Pods),
+    /// Show what a container wrote
+    Logs(commands::logs::Logs),
+    /// Stop containers or pods
+    Stop(commands::stop::Stop),
+    /// Remove containers or pods
+    Rm(commands::rm::Rm),
+    /// Show all there is to know of containers, pods or images, as JSON
+    Inspect(commands::inspect::Inspect),
+    /// Pull images from their registries
+    Pull(commands::pull::Pull),
+    /// List images
+    Images(commands::images::Images),
+    /// Remove images
+    Rmi(commands::rmi::Rmi),
+    /// Read images from an archive (OCI layout or docker save)
+    Import(commands::import::Import),
+    /// Write images to an archive that OCI tools and docker load both read
+    Export(commands::export::Export),
+    /// Show the daemon's state
+    Info(commands::info::Info),
+    /// Show the versions of client and daemon
+    Version(commands::version::Version),
+}
+
+/// How a command prints what it has to say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Options of every command that lists.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Listing {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+    /// Print ids only
+    #[arg(short, long, conflicts_with = "output")]
+    pub quiet: bool,
+    /// Print ids and digests in full
+    #[arg(long)]
+    pub no_trunc: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_after_the_image_belong_to_the_command() {
+        let cli = Cli::try_parse_from(["berth", "run", "--rm", "busybox", "sh", "-c", "echo -n"]).unwrap();
+        let Command::Run(run) = cli.command else { panic!("not run") };
+        assert_eq!(run.command, ["sh", "-c", "echo -n"]);
+        assert!(run.rm);
+    }
+
+    #[test]
+    fn the_address_may_follow_the_command() {
+        let cli = Cli::try_parse_from(["berth", "ps", "--address", "/tmp/x.sock", "-a"]).unwrap();
+        assert_eq!(cli.address, "/tmp/x.sock");
+    }
+
+    #[test]
+    fn quiet_and_json_exclude_each_other() {
+        assert!(Cli::try_parse_from(["berth", "ps", "-q", "-o", "json"]).is_err());
+    }
+}

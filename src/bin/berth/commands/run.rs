@@ -1,0 +1,276 @@
+//! `berth run`: one container in a pod of its own, both of one name.
+//!
+//! ```text
+//! image ── here or pulled ──> pod sandbox ──> container ──> started ──┬─ -d: its id is printed, the end
+//!                                │               │             │      └─ log until it ends ──> pod stopped (--rm: removed)
+//!                                └───────────────┴─ failed: ───┴─> pod removed, exit 125, 126 or 127
+//! ```
+
+pub(crate) mod attend;
+pub(crate) mod config;
+pub(crate) mod log_dir;
+pub(crate) mod marks;
+pub(crate) mod settings;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, bail};
+use berth::proto::runtime::v1::{CreateContainerRequest, Image, RunPodSandboxRequest, StartContainerRequest};
+use clap::{Args, ValueEnum};
+
+use crate::client::Client;
+use crate::commands::pull::{self, Source};
+use crate::failure::{self, Answer, ExitCodeExt, Refusal};
+use crate::names::{container_name, pod_name};
+use crate::options::{duration, name};
+use crate::output;
+
+/// Options of `run`.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Run {
+    /// Name of the container and its pod (else one is made up)
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Print the container's id and leave it running
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Remove pod and container when it has ended
+    #[arg(long, conflicts_with = "detach")]
+    pub rm: bool,
+    /// Keep standard input open (not there yet)
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal (only with -d yet)
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Publish a port on the host
+    #[arg(short, long, value_name = "[IP:]HOST:CONTAINER[/PROTOCOL]")]
+    pub publish: Vec<String>,
+    /// Set a variable, or pass on one's own
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Set variables from a file of NAME=VALUE lines
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Show a path of the host in the container
+    #[arg(short, long, value_name = "SOURCE:DESTINATION[:OPTIONS]")]
+    pub volume: Vec<String>,
+    /// Network to join: bridge or host
+    #[arg(long, value_name = "NETWORK", default_value = "bridge")]
+    pub network: String,
+    /// Runtime handler, one of those that `berth info` lists
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub runtime: String,
+    /// Memory limit, as in 512m
+    #[arg(short, long, value_name = "BYTES")]
+    pub memory: Option<String>,
+    /// Processors it may use, as in 1.5
+    #[arg(long, value_name = "NUMBER")]
+    pub cpus: Option<String>,
+    /// User it runs as
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Directory it starts in
+    #[arg(short, long, value_name = "PATH")]
+    pub workdir: Option<String>,
+    /// Host name (else the name)
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Execute this instead of the image's entrypoint
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<String>,
+    /// All capabilities and devices, no confinement
+    #[arg(long)]
+    pub privileged: bool,
+    /// Root file system can't be written to
+    #[arg(long)]
+    pub read_only: bool,
+    /// Add a capability
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_add: Vec<String>,
+    /// Take a capability away
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_drop: Vec<String>,
+    /// Put a label on pod and container
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub label: Vec<String>,
+    /// Put an annotation on the pod
+    #[arg(long, value_name = "KEY[=VALUE]")]
+    pub annotation: Vec<String>,
+    /// Pull the image
+    #[arg(long, value_enum, default_value_t)]
+    pub pull: Policy,
+    /// Show no progress of the pull
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Directory for logs, in which each pod gets one of its own
+    #[arg(long, env = "BERTH_LOG_DIR", value_name = "DIRECTORY", default_value = log_dir::DEFAULT)]
+    pub log_dir: PathBuf,
+    /// How long it has to end by itself after Ctrl-C
+    #[arg(long, value_name = "TIME", default_value = "10")]
+    pub stop_timeout: String,
+    #[command(flatten)]
+    pub source: Source,
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// The command and its arguments, instead of the image's own
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// When to pull.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Policy {
+    /// When it is not here
+    #[default]
+    Missing,
+    /// In any case
+    Always,
+    /// Not at all
+    Never,
+}
+
+/// What is running now.
+#[derive(Clone, Debug)]
+pub(crate) struct Launched {
+    pub name: String,
+    pub pod_id: String,
+    pub container_id: String,
+    pub log_directory: PathBuf,
+}
+
+impl Run {
+    /// Runs it. All that fails before its command runs exits with 125 to 127, so that scripts can tell it from codes of
+    /// the command.
+    pub(crate) async fn execute(self, address: &str) -> Result<u8> {
+        let (mut client, mut signals, launched) = self.launch(address).await.or_exit(failure::DAEMON)?;
+        if self.detach {
+            output::print_line(&launched.container_id)?;
+            return Ok(0);
+        }
+        let grace = duration::parse(&self.stop_timeout)?;
+        let outcome = attend::until_ended(&mut client, &launched, grace, &mut signals).await;
+        let tidied = match (&outcome, self.rm) {
+            (_, true) => remove(&mut client, &launched).await,
+            // It ended: its network and ports are free again, its log stays.
+            (Ok(_), false) => client.stop_pod(&launched.pod_id).await,
+            // Nobody watches any more, it runs on.
+            (Err(_), false) => Ok(()),
+        };
+        if let Err(error) = tidied {
+            eprintln!("berth: tidying up after {}: {error:#}", launched.name);
+        }
+        outcome.or_exit(failure::DAEMON)
+    }
+
+    async fn launch(&self, address: &str) -> Result<(Client, attend::Signals, Launched)> {
+        if self.interactive || (self.tty && !self.detach) {
+            bail!(
+                "-i and -t are not there yet: berthd has no interactive streaming; run it without them, or with -d and \
+                 see `berth logs` and `berth exec`"
+            );
+        }
+        duration::parse(&self.stop_timeout).context("--stop-timeout")?;
+        let settings = settings::Settings::read(self)?;
+        let mut client = Client::connect(address).await?;
+        let image = self.image(&mut client).await?;
+        let name = self.name(&mut client).await?;
+        let identity = config::Identity::new(name, &self.log_dir, image)?;
+        let mut signals = attend::Signals::listen()?;
+        log_dir::create(&identity.log_directory)?;
+        let launched =
+            signals.unless_twice(&identity.name, self.create(&mut client, &settings, &identity)).await;
+        if launched.is_err() {
+            log_dir::remove(&identity.log_directory);
+        }
+        Ok((client, signals, launched?))
+    }
+
+    /// The image, pulled where it has to be.
+    async fn image(&self, client: &mut Client) -> Result<Image> {
+        if self.pull != Policy::Always {
+            if let Some(image) = client.image(&self.image).await? {
+                return Ok(image);
+            }
+            if self.pull == Policy::Never {
+                bail!("image {} is not here, and --pull never says to leave it at that", self.image);
+            }
+        }
+        pull::fetch(client, &self.image, self.source.auth()?, self.source.platform(), self.quiet).await
+    }
+
+    /// A name that nothing else has.
+    async fn name(&self, client: &mut Client) -> Result<String> {
+        let (containers, pods) = (client.containers().await?, client.pods().await?);
+        let taken = |name: &str| {
+            pods.iter().any(|pod| pod_name(pod) == name)
+                || containers.iter().any(|container| container_name(container) == name)
+        };
+        match &self.name {
+            None => Ok(name::generate(
+                getrandom::u32().map_err(|error| anyhow!("making up a name: {error}"))?,
+                taken,
+            )),
+            Some(name) if taken(name) => {
+                bail!("the name {name} is taken: `berth rm {name}` first, or choose another one")
+            }
+            Some(name) => Ok(name.clone()),
+        }
+    }
+
+    /// Makes pod and container and starts it. Leaves nothing when one of the steps fails.
+    async fn create(
+        &self,
+        client: &mut Client,
+        settings: &settings::Settings,
+        identity: &config::Identity,
+    ) -> Result<Launched> {
+        let name = identity.name.clone();
+        let (pod, container) =
+            (config::pod(self, settings, identity), config::container(self, settings, identity));
+        let request =
+            RunPodSandboxRequest { config: Some(pod.clone()), runtime_handler: self.runtime.clone() };
+        let made = client.runtime.run_pod_sandbox(request).await.answer();
+        let pod_id = made.with_context(|| format!("making pod {name}"))?.pod_sandbox_id;
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod_id.clone(),
+            config: Some(container),
+            sandbox_config: Some(pod),
+        };
+        let log_directory = identity.log_directory.clone();
+        let mut launched = Launched { name, pod_id, container_id: String::new(), log_directory };
+        let started = match client.runtime.create_container(request).await.answer() {
+            Err(refusal) => Err(refusal),
+            Ok(response) => {
+                launched.container_id = response.container_id;
+                let request = StartContainerRequest { container_id: launched.container_id.clone() };
+                client.runtime.start_container(request).await.answer()
+            }
+        };
+        match started {
+            Ok(_) => Ok(launched),
+            Err(refusal) => {
+                if let Err(error) = remove(client, &launched).await {
+                    eprintln!("berth: tidying up after {}: {error:#}", launched.name);
+                }
+                Err(failed_start(refusal, &launched.name))
+            }
+        }
+    }
+}
+
+/// The error of a container that could not be made or started, with the exit code that people know for it.
+fn failed_start(refusal: Refusal, name: &str) -> anyhow::Error {
+    let code = failure::start_failure_code(&refusal.to_string());
+    let failed: Result<()> = Err(refusal).with_context(|| format!("starting {name}")).or_exit(code);
+    failed.err().unwrap_or_else(|| anyhow!("starting {name}"))
+}
+
+/// Removes pod, container and log.
+async fn remove(client: &mut Client, launched: &Launched) -> Result<()> {
+    client.stop_pod(&launched.pod_id).await?;
+    client.remove_pod(&launched.pod_id).await?;
+    log_dir::remove(&launched.log_directory);
+    Ok(())
+}

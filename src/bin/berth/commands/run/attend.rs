@@ -1,0 +1,141 @@
+//! A container in the foreground: what it writes is shown until it ends; Ctrl-C stops it, a second one kills it.
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use berth::proto::runtime::v1::ContainerStatus;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{Launched, log_dir};
+use crate::client::Client;
+use crate::commands::exec::exit_code;
+use crate::logs::follow::Start;
+use crate::logs::{self, print::Printer};
+
+/// The signals that ask a program to end.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    /// How many came while something else could not be left half done.
+    pending: usize,
+}
+
+impl Signals {
+    /// From now on they come here, and end nothing by themselves.
+    pub(crate) fn listen() -> Result<Self> {
+        let on = |kind| signal(kind).context("listening for signals");
+        Ok(Self {
+            interrupt: on(SignalKind::interrupt())?,
+            terminate: on(SignalKind::terminate())?,
+            hangup: on(SignalKind::hangup())?,
+            pending: 0,
+        })
+    }
+
+    async fn next(&mut self) {
+        if self.pending > 0 {
+            self.pending -= 1;
+            return;
+        }
+        self.arrival().await;
+    }
+
+    async fn arrival(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+
+    /// Lets `work` come to its end, so that nothing is left half made; the first signal meanwhile counts after that, a
+    /// second one is an end without waiting.
+    pub(crate) async fn unless_twice<T>(
+        &mut self,
+        name: &str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                outcome = &mut work => return outcome,
+                () = self.arrival() => {
+                    self.pending += 1;
+                    if self.pending > 1 {
+                        bail!("interrupted while {name} was made: `berth rm -f {name}` removes what is there of it");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Shows what it writes until it has ended; its exit code.
+pub(crate) async fn until_ended(
+    client: &mut Client,
+    launched: &Launched,
+    grace: Duration,
+    signals: &mut Signals,
+) -> Result<u8> {
+    let mut printer = Printer::default();
+    let log = Some(launched.log_directory.join(log_dir::FILE));
+    let mut watcher = client.clone();
+    let ended = logs::until_ended(&mut watcher, &launched.container_id, log, Start::Beginning, &mut printer);
+    tokio::pin!(ended);
+    let mut stops = FuturesUnordered::new();
+    let status = loop {
+        tokio::select! {
+            status = &mut ended => break status?,
+            () = signals.next() => {
+                let grace = if stops.is_empty() { grace } else { Duration::ZERO };
+                let mut client = client.clone();
+                stops.push(async move { client.stop_container(&launched.container_id, grace).await });
+            }
+            Some(stopped) = stops.next() => stopped.with_context(|| format!("stopping {}", launched.name))?,
+        }
+    };
+    let Some(status) = status else { bail!("{} was removed while it ran", launched.name) };
+    if let Some(remark) = remark(&launched.name, &status) {
+        eprintln!("berth: {remark}");
+    }
+    Ok(exit_code(status.exit_code))
+}
+
+/// What its exit code alone does not say.
+fn remark(name: &str, status: &ContainerStatus) -> Option<String> {
+    match status.reason.as_str() {
+        "OOMKilled" => Some(format!("{name} was killed: it needed more memory than it may use")),
+        "" | "Completed" | "Error" => None,
+        reason if status.message.is_empty() => Some(format!("{name}: {reason}")),
+        reason => Some(format!("{name}: {reason}: {}", status.message)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unusual_ends_are_remarked_on() {
+        let ended = |reason: &str, message: &str| {
+            let status = ContainerStatus {
+                reason: reason.into(),
+                message: message.into(),
+                ..ContainerStatus::default()
+            };
+            remark("web", &status)
+        };
+        assert_eq!(ended("Completed", ""), None);
+        assert_eq!(ended("Error", "x"), None);
+        assert!(ended("OOMKilled", "").is_some_and(|text| text.contains("memory")));
+        assert_eq!(
+            ended("ContainerCannotRun", "no such file").as_deref(),
+            Some("web: ContainerCannotRun: no such file")
+        );
+    }
+}

@@ -1,0 +1,170 @@
+//! The options of `run` that have a syntax of their own, read.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, bail};
+use berth::proto::runtime::v1::{KeyValue, LinuxContainerResources, Mount, PortMapping};
+
+use super::{Run, log_dir};
+use crate::options::{env, name, port, quantity, user, volume};
+
+/// They are all in order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Settings {
+    pub ports: Vec<PortMapping>,
+    pub mounts: Vec<Mount>,
+    pub envs: Vec<KeyValue>,
+    pub resources: LinuxContainerResources,
+    pub user: user::User,
+    pub host_network: bool,
+    pub labels: HashMap<String, String>,
+    pub annotations: HashMap<String, String>,
+}
+
+impl Settings {
+    /// Reads them; the first that is not in order is the error.
+    pub(crate) fn read(run: &Run) -> Result<Self> {
+        if let Some(name) = &run.name {
+            name::check(name).context("--name")?;
+        }
+        if !run.log_dir.is_absolute() {
+            bail!("--log-dir {}: give a path from /, as in {}", run.log_dir.display(), log_dir::DEFAULT);
+        }
+        if let Some(path) = run.workdir.as_deref().filter(|path| !path.starts_with('/')) {
+            bail!("-w {path}: give a path from / in the container");
+        }
+        let host_network = match run.network.as_str() {
+            "bridge" | "default" => false,
+            "host" => true,
+            "none" => bail!(
+                "--network none can't be asked for yet: the CRI has no word for a pod without a network \
+                 (UNIMPLEMENTED); there are bridge and host"
+            ),
+            other => bail!("there is no network {other}: there are bridge and host"),
+        };
+        if host_network && !run.publish.is_empty() {
+            bail!("-p has no meaning with --network host: the container's ports are the host's own");
+        }
+        Ok(Self {
+            ports: ports(&run.publish)?,
+            mounts: mounts(&run.volume)?,
+            envs: variables(run)?,
+            resources: resources(run)?,
+            user: run.user.as_deref().map(user::parse).transpose()?.unwrap_or_default(),
+            host_network,
+            labels: env::pairs(&run.label).context("--label")?,
+            annotations: env::pairs(&run.annotation).context("--annotation")?,
+        })
+    }
+}
+
+fn ports(texts: &[String]) -> Result<Vec<PortMapping>> {
+    let ports = texts.iter().map(|text| port::parse(text)).collect::<Result<Vec<_>>>()?;
+    for (index, port) in ports.iter().enumerate() {
+        let same = |other: &PortMapping| {
+            (other.host_port, other.protocol, &other.host_ip)
+                == (port.host_port, port.protocol, &port.host_ip)
+        };
+        if ports.iter().take(index).any(same) {
+            bail!("-p: port {} of the host is given twice", port.host_port);
+        }
+    }
+    Ok(ports)
+}
+
+fn mounts(texts: &[String]) -> Result<Vec<Mount>> {
+    let here = std::env::current_dir().context("finding the current directory")?;
+    let mounts = texts.iter().map(|text| volume::parse(text, &here)).collect::<Result<Vec<_>>>()?;
+    for (index, mount) in mounts.iter().enumerate() {
+        if mounts.iter().take(index).any(|other| other.container_path == mount.container_path) {
+            bail!("-v: the destination {} is given twice", mount.container_path);
+        }
+    }
+    Ok(mounts)
+}
+
+fn variables(run: &Run) -> Result<Vec<KeyValue>> {
+    let mut texts = Vec::new();
+    for path in &run.env_file {
+        let text = std::fs::read_to_string(path).with_context(|| format!("--env-file {}", path.display()))?;
+        texts.extend(env::file_lines(&text).map(str::to_owned));
+    }
+    let all = texts.iter().chain(&run.env).map(String::as_str);
+    env::variables(all, |name| std::env::var_os(name)).context("--env")
+}
+
+fn resources(run: &Run) -> Result<LinuxContainerResources> {
+    let mut resources = LinuxContainerResources::default();
+    if let Some(memory) = &run.memory {
+        resources.memory_limit_in_bytes = quantity::memory(memory).context("--memory")?;
+    }
+    if let Some(cpus) = &run.cpus {
+        resources.cpu_period = quantity::CPU_PERIOD_MICROS;
+        resources.cpu_quota = quantity::cpu_quota_micros(cpus).context("--cpus")?;
+    }
+    Ok(resources)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn run() -> Run {
+        Run {
+            network: "bridge".into(),
+            log_dir: log_dir::DEFAULT.into(),
+            image: "a".into(),
+            ..Run::default()
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_read() {
+        let run = Run {
+            publish: vec!["8080:80".into(), "8080:80/udp".into()],
+            memory: Some("1g".into()),
+            cpus: Some("0.5".into()),
+            user: Some("33".into()),
+            label: vec!["a=b".into()],
+            ..run()
+        };
+        let settings = Settings::read(&run).unwrap();
+        assert_eq!(settings.ports.len(), 2);
+        assert_eq!(settings.resources.memory_limit_in_bytes, 1 << 30);
+        assert_eq!((settings.resources.cpu_quota, settings.resources.cpu_period), (50_000, 100_000));
+        assert_eq!(settings.labels["a"], "b");
+        assert!(!settings.host_network);
+    }
+
+    #[test]
+    fn files_of_variables_are_weaker() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "# comment\nA=file\nB=file\n").unwrap();
+        let run = Run { env_file: vec![file.path().into()], env: vec!["A=option".into()], ..run() };
+        let envs = Settings::read(&run).unwrap().envs;
+        let envs: Vec<_> = envs.iter().map(|env| (env.key.as_str(), env.value.as_slice())).collect();
+        assert_eq!(envs, [("A", b"option".as_slice()), ("B", b"file")]);
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let host = || Run { network: "host".into(), ..run() };
+        assert!(Settings::read(&host()).unwrap().host_network);
+        for (run, word) in [
+            (Run { publish: vec!["1:1".into()], ..host() }, "no meaning"),
+            (Run { network: "none".into(), ..run() }, "UNIMPLEMENTED"),
+            (Run { network: "moon".into(), ..run() }, "no network moon"),
+            (Run { publish: vec!["1:1".into(), "1:2".into()], ..run() }, "twice"),
+            (Run { volume: vec!["/a:/x".into(), "/b:/x".into()], ..run() }, "twice"),
+            (Run { workdir: Some("tmp".into()), ..run() }, "from /"),
+            (Run { log_dir: "logs".into(), ..run() }, "--log-dir"),
+            (Run { name: Some("a/b".into()), ..run() }, "--name"),
+            (Run { memory: Some("lots".into()), ..run() }, "--memory"),
+            (Run { env_file: vec!["/nonexistent".into()], ..run() }, "/nonexistent"),
+        ] {
+            let error = format!("{:#}", Settings::read(&run).unwrap_err());
+            assert!(error.contains(word), "{word}: {error}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Host paths in containers: `source:destination[:options]`.
+
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use berth::proto::runtime::v1::{Mount, MountPropagation};
+
+/// Reads one `-v`. A source that starts with a dot is taken from the directory `here`.
+pub(crate) fn parse(text: &str, here: &Path) -> Result<Mount> {
+    read(text, here).with_context(|| format!("-v {text}"))
+}
+
+fn read(text: &str, here: &Path) -> Result<Mount> {
+    let mut parts = text.split(':');
+    let (source, destination, options) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(source), Some(destination), options, None) => (source, destination, options.unwrap_or("")),
+        _ => bail!("write SOURCE:DESTINATION[:OPTIONS], as in /srv/www:/usr/share/nginx/html:ro"),
+    };
+    if !Path::new(destination).is_absolute() {
+        bail!("the destination `{destination}` must be a path from / in the container");
+    }
+    let mut mount = Mount {
+        container_path: destination.to_owned(),
+        host_path: host_path(source, here)?,
+        ..Mount::default()
+    };
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "ro" => mount.readonly = true,
+            "rro" => (mount.readonly, mount.recursive_read_only) = (true, true),
+            "rw" => mount.readonly = false,
+            "rprivate" | "private" => mount.set_propagation(MountPropagation::PropagationPrivate),
+            "rslave" | "slave" => mount.set_propagation(MountPropagation::PropagationHostToContainer),
+            "rshared" | "shared" => mount.set_propagation(MountPropagation::PropagationBidirectional),
+            "z" | "Z" => mount.selinux_relabel = true,
+            _ => bail!("unknown option `{option}`: there are ro, rro, rw, rprivate, rslave, rshared and z"),
+        }
+    }
+    Ok(mount)
+}
+
+fn host_path(source: &str, here: &Path) -> Result<String> {
+    let path = Path::new(source);
+    let whole = match path.components().next() {
+        None => bail!("which path of the host? the source is empty"),
+        Some(Component::RootDir) => path.to_path_buf(),
+        Some(Component::CurDir | Component::ParentDir) => absolute(&here.join(path)),
+        Some(_) => bail!(
+            "`{source}` would be a named volume, which Berth doesn't have yet: give a path, as in ./{source}"
+        ),
+    };
+    whole
+        .into_os_string()
+        .into_string()
+        .map_err(|_| anyhow!("the current directory is not UTF-8: give a path from /"))
+}
+
+/// Without `.` and `..`, by text alone: the daemon resolves links, in its own view of the file system.
+fn absolute(path: &Path) -> PathBuf {
+    let mut whole = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                whole.pop();
+            }
+            other => whole.push(other),
+        }
+    }
+    whole
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn of(text: &str) -> Result<Mount> {
+        parse(text, Path::new("/home/me/work"))
+    }
+
+    #[test]
+    fn sources_and_destinations() {
+        for (text, source) in [
+            ("/srv:/data", "/srv"),
+            (".:/data", "/home/me/work"),
+            ("../x:/data", "/home/me/x"),
+            ("./a/b:/data", "/home/me/work/a/b"),
+        ] {
+            let mount = of(text).unwrap();
+            assert_eq!(
+                (mount.host_path.as_str(), mount.container_path.as_str()),
+                (source, "/data"),
+                "{text}"
+            );
+            assert!(!mount.readonly);
+        }
+    }
+
+    #[test]
+    fn options() {
+        assert!(of("/a:/b:ro").unwrap().readonly);
+        let mount = of("/a:/b:rro,rslave").unwrap();
+        assert!(mount.readonly && mount.recursive_read_only);
+        assert_eq!(mount.propagation(), MountPropagation::PropagationHostToContainer);
+        assert!(of("/a:/b:z").unwrap().selinux_relabel);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, word) in [
+            ("/a", "SOURCE:DESTINATION"),
+            ("/a:/b:ro:x", "SOURCE:DESTINATION"),
+            ("/a:b", "from / in the container"),
+            ("data:/b", "./data"),
+            (":/b", "source is empty"),
+            ("/a:/b:fast", "unknown option `fast`"),
+        ] {
+            let error = format!("{:#}", of(text).unwrap_err());
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}
