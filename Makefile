@@ -1,0 +1,99 @@
+# Each target does its own set-up: on a fresh Debian or Ubuntu, as root, any of them works from a clean clone.
+#
+#   make demo    a web server pod from a private registry, start to end      (IMAGE=... pulls that instead)
+#   make test    format, lints, unit tests, integration tests
+#   make test-vm the integration tests on a second kind of machine: cgroup v2, Debian's kernel, in QEMU
+#                (FILTER=containers chooses; tests/vm/README.md)
+#   make bench   Berth and Debian's containerd side by side
+#   make conformance CRITEST=/path/to/critest    the kubelet's view: cri-tools' suite, which you bring (docs/conformance.md)
+#   make install PREFIX=/usr/local
+
+PREFIX     ?= /usr/local
+DESTDIR    ?=
+SYSCONFDIR ?= /etc
+UNITDIR    ?= $(if $(filter /usr,$(PREFIX)),/lib/systemd/system,/etc/systemd/system)
+CARGO      ?= cargo
+RUST_FLOOR := 1.95
+SUDO       := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.DEFAULT_GOAL := build
+.PHONY: setup setup-build setup-peers build release lint test test-vm bench demo conformance install uninstall clean
+
+## === set-up ===
+
+# What compiling needs, and what tests, benchmark and demo run against. apt is asked only for what is missing.
+setup: setup-build setup-peers
+
+setup-build:
+	@tests/setup.sh toolchain $(RUST_FLOOR) "$(CARGO)"
+	@$(SUDO) tests/setup.sh build
+
+setup-peers:
+	@$(SUDO) tests/setup.sh peers
+
+## === building ===
+
+build: setup-build
+	$(CARGO) build --workspace --bins
+
+# The shim is there once a container: a static binary without relocations has no private memory to speak of.
+release: HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+release: SECCOMP = $(shell $${CC:-cc} -print-file-name=libseccomp.a)
+release: setup-build
+	$(CARGO) build --release --bins
+	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH="$$(dirname "$(SECCOMP)")" \
+	  RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
+	  $(CARGO) build --release --package berth-shim --target "$(HOST)" --target-dir target
+	install -m 0755 target/$(HOST)/release/berth-shim target/release/berth-shim
+
+lint: setup-build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+## === running ===
+
+# One profile for everything: the integration tests run the debug binaries that are built here anyway.
+test: setup lint
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace
+
+# Minutes, not seconds: the machine is emulated.
+test-vm: setup build
+	@$(SUDO) tests/setup.sh vm
+	CARGO="$(CARGO)" tests/vm/run.sh $(FILTER)
+
+# Lints are part of `test`. `cargo bench` shares its artefacts with the release build.
+bench: setup release
+	BERTH_BIN_DIR=$(CURDIR)/target/release $(CARGO) bench --bench lifecycle
+
+demo: setup release
+	$(SUDO) env IMAGE="$(IMAGE)" BERTH_BIN_DIR=$(CURDIR)/target/release tests/demo.sh
+
+# critest is built from kubernetes-sigs/cri-tools by `make critest`. FOCUS is a regular expression for part of the suite.
+CRITEST ?=
+FOCUS   ?=
+conformance: setup build
+	@[ -x "$(CRITEST)" ] || { echo "CRITEST=/path/to/critest is missing; build it with \`make critest\` in a checkout of \
+	  https://github.com/kubernetes-sigs/cri-tools" >&2; exit 2; }
+	$(SUDO) env REPORT=$(CURDIR)/target/critest.xml tests/conformance/run.sh "$(CRITEST)" $(if $(FOCUS),'-ginkgo.focus=$(FOCUS)')
+	tests/conformance/report.py target/critest.xml
+
+## === installing ===
+
+install: release
+	install -D -m 0755 target/release/berthd     $(DESTDIR)$(PREFIX)/bin/berthd
+	install -D -m 0755 target/release/berth      $(DESTDIR)$(PREFIX)/bin/berth
+	install -D -m 0755 target/release/berth-shim $(DESTDIR)$(PREFIX)/bin/berth-shim
+	[ -e $(DESTDIR)$(SYSCONFDIR)/berth/config.toml ] || { \
+	  mkdir -p $(DESTDIR)$(SYSCONFDIR)/berth/conf.d && \
+	  target/release/berthd config default > $(DESTDIR)$(SYSCONFDIR)/berth/config.toml; }
+	mkdir -p $(DESTDIR)$(UNITDIR)
+	sed 's|/usr/bin/|$(PREFIX)/bin/|g; s|/usr/local/bin/|$(PREFIX)/bin/|g' "$$(tests/setup.sh unit)" \
+	  > $(DESTDIR)$(UNITDIR)/berth.service
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,berthd berth berth-shim)
+	rm -f $(DESTDIR)$(UNITDIR)/berth.service
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,116 @@
+//! The command `berth`, as a person or a script types it.
+
+use std::process::Output;
+
+use libtest_mimic::Trial;
+
+use crate::support::World;
+use crate::support::runtime::binaries;
+use crate::trials;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials![a_web_server, images, archives, exit_codes, errors_say_what_to_do]
+}
+
+impl World {
+    /// `berth` with these arguments, in this world.
+    fn berth(&self, arguments: &[&str]) -> Output {
+        self.netns
+            .run(|| {
+                std::process::Command::new(binaries().join("berth"))
+                    .args(arguments)
+                    .env("BERTH_ADDRESS", &self.daemon.socket)
+                    .env("BERTH_LOG_DIR", self.run.join("client-logs"))
+                    .stdin(std::process::Stdio::null())
+                    .output()
+            })
+            .unwrap()
+    }
+
+    /// The same; it must succeed. Returns its standard output.
+    fn berth_ok(&self, arguments: &[&str]) -> String {
+        let output = self.berth(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "berth {arguments:?}: {stderr}");
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+}
+
+async fn a_web_server(world: &mut World) {
+    let image = world.reference("web");
+    let id = world.berth_ok(&["run", "-d", "--name", "web", "-p", "18100:80", "-e", "A=b", &image]);
+    assert_eq!(id.len(), 64, "{id}");
+    world.remember(&id);
+    assert_eq!(world.fetch("127.0.0.1:18100").text(), "It works.\n");
+    let table = world.berth_ok(&["ps"]);
+    assert!(table.contains("web") && table.contains(&id[..12]), "{table}");
+    let json: serde_json::Value = serde_json::from_str(&world.berth_ok(&["ps", "-o", "json"])).unwrap();
+    assert!(json.to_string().contains(&id));
+    assert!(world.berth_ok(&["pods"]).contains("web"));
+    assert_eq!(world.berth_ok(&["exec", "web", "sh", "-c", "echo $A"]), "b");
+    let inspect: serde_json::Value = serde_json::from_str(&world.berth_ok(&["inspect", "web"])).unwrap();
+    assert!(inspect.to_string().contains(&id));
+    world.berth_ok(&["stop", "--time", "0", "web"]);
+    assert!(world.berth_ok(&["ps", "-a"]).contains("web"));
+    world.berth_ok(&["rm", "web"]);
+    assert!(!world.berth_ok(&["ps", "-a"]).contains("web"));
+    world.no_leaks();
+}
+
+async fn images(world: &mut World) {
+    let image = world.reference("busybox");
+    world.berth_ok(&["pull", &image]);
+    let table = world.berth_ok(&["images"]);
+    assert!(table.contains("test/busybox"), "{table}");
+    let json: serde_json::Value = serde_json::from_str(&world.berth_ok(&["images", "-o", "json"])).unwrap();
+    assert!(json.to_string().contains("test/busybox"));
+    world.berth_ok(&["rmi", &image]);
+    assert!(!world.berth_ok(&["images"]).contains("test/busybox"));
+    assert!(world.berth_ok(&["version"]).to_lowercase().contains("berth"));
+    assert!(!world.berth_ok(&["info"]).is_empty());
+}
+
+async fn archives(world: &mut World) {
+    let image = world.reference("users");
+    world.berth_ok(&["pull", &image]);
+    let before = world.image_status(&image).await.unwrap().unwrap();
+    let archive = world.disk.join("archive.tar");
+    let path = archive.to_str().unwrap();
+    world.berth_ok(&["export", "-o", path, &image]);
+    world.berth_ok(&["rmi", &image]);
+    world.berth_ok(&["import", path]);
+    let after = world.image_status(&image).await.unwrap().expect("imported under its name");
+    assert_eq!(after.id, before.id);
+    assert_eq!(world.berth_ok(&["run", "--rm", &image, "id", "-u"]), "1000");
+    // Others read what we write.
+    let output = std::process::Command::new("skopeo")
+        .args(["inspect", "--raw", &format!("oci-archive:{path}")])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+async fn exit_codes(world: &mut World) {
+    let image = world.reference("busybox");
+    let code = |arguments: &[&str]| world.berth(arguments).status.code().unwrap();
+    assert_eq!(code(&["run", "--rm", &image, "sh", "-c", "exit 9"]), 9);
+    assert_eq!(code(&["run", "--rm", &image, "no-such-command"]), 127);
+    assert_eq!(code(&["run", "--rm", &image, "/bin/not-executable"]), 126);
+    world.berth_ok(&["run", "-d", "--name", "codes", &image, "sleep", "1000"]);
+    assert_eq!(code(&["exec", "codes", "sh", "-c", "exit 5"]), 5);
+    world.berth_ok(&["rm", "--force", "codes"]);
+}
+
+async fn errors_say_what_to_do(world: &mut World) {
+    let fail = |arguments: &[&str]| {
+        let output = world.berth(arguments);
+        assert!(!output.status.success(), "{arguments:?}");
+        String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
+    };
+    let said = fail(&["--address", "/run/nobody.sock", "ps"]);
+    assert!(said.contains("/run/nobody.sock") && said.lines().count() <= 2, "{said}");
+    let said = fail(&["exec", "nobody", "true"]);
+    assert!(said.contains("nobody") && said.lines().count() <= 2, "{said}");
+    let said = fail(&["pull", &world.reference("no-such-image")]);
+    assert!(said.contains("no-such-image"), "{said}");
+}

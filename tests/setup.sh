@@ -1,0 +1,60 @@
+#!/bin/sh
+# Set-up for the Makefile: checks the toolchain, installs Debian packages that are missing.
+#
+#   setup.sh toolchain FLOOR CARGO   fails with advice when Rust is absent or older than FLOOR
+#   setup.sh build                   packages that compiling needs
+#   setup.sh peers                   packages that tests, benchmark and demo run against
+#   setup.sh vm                      packages that the second machine is made with
+#   setup.sh unit                    prints the path of the systemd unit in this repository
+set -eu
+
+# apt is asked only when a package is missing; an up-to-date machine needs no network for this.
+ensure() {
+    missing=
+    for package; do
+        dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
+    done
+    [ -n "$missing" ] || return 0
+    command -v apt-get >/dev/null || {
+        echo "this is not a Debian or Ubuntu machine; install by hand:$missing" >&2
+        exit 1
+    }
+    echo "installing:$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    # shellcheck disable=SC2086 # a list of words
+    apt-get install -y -q --no-install-recommends $missing >/dev/null 2>&1 || {
+        apt-get update -q
+        apt-get install -y -q --no-install-recommends $missing
+    }
+}
+
+case "${1:-}" in
+toolchain)
+    floor=$2 cargo=${3:-cargo}
+    advice="Berth needs Rust $floor or newer with clippy and rustfmt: https://rustup.rs, then
+  rustup toolchain install stable --component clippy,rustfmt"
+    version=$("$cargo" --version 2>/dev/null | cut -d ' ' -f 2) || true
+    [ -n "$version" ] || { echo "no cargo here. $advice" >&2; exit 1; }
+    oldest=$(printf '%s\n%s\n' "$floor" "$version" | sort -V | head -n 1)
+    [ "$oldest" = "$floor" ] || { echo "cargo is $version. $advice" >&2; exit 1; }
+    ;;
+build)
+    ensure gcc libc6-dev make pkg-config libseccomp-dev protobuf-compiler
+    ;;
+peers)
+    ensure docker-registry containerd runc crun containernetworking-plugins iptables busybox-static \
+        iproute2 nftables openssl skopeo curl ca-certificates util-linux procps
+    # Debian starts what it installs; nothing here uses the system's own containerd or registry.
+    ;;
+vm)
+    ensure qemu-system-x86 binutils busybox-static conntrack xz-utils
+    ;;
+unit)
+    cd "$(dirname "$0")/.."
+    git ls-files '*.service' | head -n 1
+    ;;
+*)
+    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,43 @@
+#!/bin/sh
+# Runs test programs on the second kind of machine: Debian's cloud kernel in QEMU, pure cgroup v2.
+#
+#   run.sh [FILTER | --OPTION[=VALUE]]...      the test program runs once for each filter, with all options
+#
+# KERNEL  package of the kernel      (default: what linux-image-cloud-amd64 stands for)
+# TEST    cargo's choice of tests    (default: --test integration; also: "-p berth-cni --test network")
+# MEMORY  MiB                        (3072)       CPUS   virtual processors (1)
+# LIMIT   seconds until it is ended  (7200)       WORK   where it builds    (target/vm)
+#
+# Leaves the serial line's text in $WORK/serial.log; exits with the tests' own status, 125 when the machine ended without
+# telling one (a panic, or LIMIT).
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
+work=${WORK:-target/vm}
+mkdir -p "$work"
+work=$(cd "$work" && pwd)
+limit=${LIMIT:-7200}
+cargo=${CARGO:-cargo}
+
+# A line of cargo's JSON for each test program it has built; what it says to people stays on the terminal.
+# shellcheck disable=SC2086 # a list of words
+programs=$("$cargo" test --no-run ${TEST:---test integration} --message-format=json-render-diagnostics |
+    sed -n '/"profile":{[^}]*"test":true/s/.*"executable":"\([^"]*\)".*/\1/p')
+[ -n "$programs" ] || { echo "cargo built no test program" >&2; exit 125; }
+
+kernel=$("$here/kernel.sh" "$work" "${KERNEL:-linux-image-cloud-amd64}")
+# shellcheck disable=SC2086 # a list of paths without blanks
+"$here/image.sh" "$work/initramfs" "$kernel" $programs
+
+# The kernel hands init what follows `--`, word by word.
+timeout --foreground -k 5 "$limit" nice -n 10 qemu-system-x86_64 \
+    -machine q35 -accel tcg,tb-size=512 -cpu max -smp "${CPUS:-1}" -m "${MEMORY:-3072}" \
+    -nodefaults -no-user-config -no-reboot -display none -serial stdio \
+    -kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
+    -append "console=ttyS0 loglevel=1 panic=-1 rdinit=/init -- $*" \
+    </dev/null 2>"$work/qemu.log" | sed -u 's/\r//g' | tee "$work/serial.log" || true
+status=$(sed -n 's/^test-vm: exit status \([0-9]*\)$/\1/p' "$work/serial.log" | tail -n 1)
+[ -z "$status" ] || exit "$status"
+cat "$work/qemu.log" >&2
+echo "the machine ended without a result (limit: $limit s)" >&2
+exit 125
