@@ -17,4 +17,5 @@ pub mod shim;
 pub mod stats;
 pub mod store;
 pub mod streaming;
+pub mod sys;
 pub mod telemetry;

@@ -50,6 +50,7 @@ enum ConfigCommand {
 }
 
 fn main() -> ExitCode {
+    berth::sys::bound_heap();
     let arguments = Arguments::parse();
     let source = Source {
         file: arguments.config,
