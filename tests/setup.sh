@@ -43,7 +43,7 @@ build)
     ;;
 peers)
     ensure docker-registry containerd runc crun containernetworking-plugins iptables busybox-static \
-        iproute2 nftables openssl skopeo curl ca-certificates util-linux procps
+        iproute2 nftables conntrack apache2-utils openssl skopeo curl ca-certificates util-linux procps
     # Debian starts what it installs; nothing here uses the system's own containerd or registry.
     ;;
 vm)
