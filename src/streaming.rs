@@ -183,7 +183,10 @@ impl Streaming {
     /// [`Error`]; a command that can't be run is told in the session.
     pub fn exec(&self, id: &str, command: Vec<String>, streams: Streams) -> Result<String, Error> {
         let wants = wants(streams)?;
-        let container = self.running(id, "Exec")?;
+        let container = self.found(id)?;
+        if !matches!(container.state, ContainerState::Running { .. }) {
+            return Err(Error::NotRunning { what: "container", id: container.id.clone(), call: "Exec" });
+        }
         self.url(Call::Exec(exec::Exec { container: container.id.clone(), command, wants }))
     }
 
@@ -193,7 +196,11 @@ impl Streaming {
     /// [`Error`].
     pub fn attach(&self, id: &str, streams: Streams) -> Result<String, Error> {
         let mut wants = wants(streams)?;
-        let container = self.running(id, "Attach")?;
+        // One not started yet, too: who attaches now misses nothing of what it prints.
+        let container = self.found(id)?;
+        if !matches!(container.state, ContainerState::Created | ContainerState::Running { .. }) {
+            return Err(Error::NotRunning { what: "container", id: container.id.clone(), call: "Attach" });
+        }
         // The container was made with a terminal or without: what the request says of it is not asked.
         wants.tty = container.config.tty;
         wants.stderr &= !wants.tty;
@@ -213,14 +220,10 @@ impl Streaming {
         self.url(Call::PortForward(forward::Target { pod: pod.id.clone(), netns: pod.netns.clone() }))
     }
 
-    fn running(&self, id: &str, call: &'static str) -> Result<Arc<ContainerSnapshot>, Error> {
-        let what = "container";
+    fn found(&self, id: &str) -> Result<Arc<ContainerSnapshot>, Error> {
         let found = self.shared.pods.container(id);
-        let (_, container) = found.ok_or_else(|| Error::NotFound { what, id: id.to_owned() })?;
-        match container.state {
-            ContainerState::Running { .. } => Ok(container),
-            _ => Err(Error::NotRunning { what, id: container.id.clone(), call }),
-        }
+        let (_, container) = found.ok_or_else(|| Error::NotFound { what: "container", id: id.to_owned() })?;
+        Ok(container)
     }
 
     fn url(&self, call: Call) -> Result<String, Error> {

@@ -97,6 +97,8 @@ struct Shim {
     /// Children that ended before anybody said whose they are.
     strays: Vec<sys::Reaped>,
     had_container: bool,
+    /// Who asked to be attached before that, and whether he types.
+    early: Vec<(container::Reply, bool)>,
     shutdown: bool,
     lonely_since: Instant,
     heap_dirty: bool,
@@ -167,6 +169,7 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
         audience: Rc::default(),
         strays: Vec::new(),
         had_container: false,
+        early: Vec::new(),
         shutdown: false,
         lonely_since: Instant::now(),
         heap_dirty: false,

@@ -32,6 +32,7 @@ pub(super) async fn run(pods: &Pods, attach: Attach, client: &mut Client) -> Out
         Ok(ends) => ends,
         Err(error) => return Outcome::Failed(chain(&error)),
     };
+    client.greet().await;
     let (stdin, resize) = (client.stdin.take(), client.resize.take());
     let inputs = async {
         tokio::join!(feed(stdin, keyboard), size(&shim, resize));

@@ -43,6 +43,8 @@ pub(super) struct Client {
     /// Sizes of the client's terminal, as JSON.
     pub(super) resize: Option<mpsc::Receiver<Bytes>>,
     error: Output,
+    /// Whether the client waits for a message to begin with.
+    greets: bool,
     /// Whether the outcome is told as a `metav1.Status`.
     as_status: bool,
     pub(super) link: Link,
@@ -104,10 +106,10 @@ impl Client {
             })
         };
         let (stdin, resize) = (quiet(stdin), quiet(resize));
-        Ok(Self { stdin, stdout, stderr, resize, error, as_status: version >= 4, link })
+        Ok(Self { stdin, stdout, stderr, resize, error, greets: false, as_status: version >= 4, link })
     }
 
-    /// A WebSocket client. Its channels need no opening; it waits for a first message.
+    /// A WebSocket client. Its channels need no opening; it waits for [`Client::greet`].
     pub(super) async fn websocket<S>(io: S, version: u8, codec: Codec, wants: Wants) -> Self
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -129,9 +131,17 @@ impl Client {
         let stdout = wants.stdout.then(|| output(channel::STDOUT));
         let stderr = wants.stderr.then(|| output(channel::STDERR));
         let error = output(channel::ERROR);
-        let first = stdout.as_ref().or(stderr.as_ref()).unwrap_or(&error);
-        let _ = first.send(Bytes::new()).await;
-        Self { stdin, stdout, stderr, resize, error, as_status: version >= 4, link }
+        Self { stdin, stdout, stderr, resize, error, greets: true, as_status: version >= 4, link }
+    }
+
+    /// Says that the streams are in place: WebSocket clients wait for a first message, and may rely on that what is printed
+    /// from now on reaches them.
+    pub(super) async fn greet(&self) {
+        if self.greets {
+            let first = self.stdout.as_ref().or(self.stderr.as_ref()).unwrap_or(&self.error);
+            // A client that is gone is noticed by the link.
+            let _ = first.send(Bytes::new()).await;
+        }
     }
 
     /// Tells the outcome and ends the connection.

@@ -37,6 +37,7 @@ pub(super) async fn run(pods: &Pods, exec: Exec, client: &mut Client) -> Outcome
         Ok(command) => command,
         Err(message) => return Outcome::Failed(message),
     };
+    client.greet().await;
     let gone = client.link.gone.clone();
     let (stdin, resize) = (client.stdin.take(), client.resize.take());
     match with_client(command, stdin, resize, client, &gone).await {

@@ -10,6 +10,7 @@ mod support;
 
 mod bad_input;
 mod client;
+mod client_interactive;
 mod containers;
 mod daemon;
 mod exec_sync;
@@ -41,6 +42,7 @@ fn main() {
         [
             bad_input::trials(),
             client::trials(),
+            client_interactive::trials(),
             containers::trials(),
             daemon::trials(),
             exec_sync::trials(),

@@ -10,9 +10,23 @@ use crate::stdio;
 use super::Shim;
 use super::container::{Phase, Reply};
 
+/// Clients that may wait for the container to be created.
+const EARLY_MAX: usize = 8;
+
 impl Shim {
-    /// Answers, and hands the caller's connection over to the audience.
+    /// Answers, and hands the caller's connection over to the audience. Who comes before the container is created is answered
+    /// when it is: he misses nothing of what it prints.
     pub(super) fn attach(&mut self, reply: Reply, types: bool) -> Result<(), Failure> {
+        if self.container.is_none() && !self.had_container {
+            if self.early.len() >= EARLY_MAX {
+                return Err(Failure::new(
+                    Code::FailedPrecondition,
+                    "too many clients wait for the container",
+                ));
+            }
+            self.early.push((reply, types));
+            return Ok(());
+        }
         let running = self.container.as_ref().is_some_and(|container| container.exit().is_none());
         if !running {
             return Err(Failure::new(Code::FailedPrecondition, "the container is not running"));
@@ -28,6 +42,20 @@ impl Shim {
             self.audience.borrow_mut().admit(reply.connection, socket, unsent, types);
         }
         Ok(())
+    }
+
+    /// The container was created, or could not be: who waited to be attached is answered.
+    pub(super) fn answer_early(&mut self) {
+        for (reply, types) in std::mem::take(&mut self.early) {
+            let attached = if self.container.is_some() {
+                self.attach(reply, types)
+            } else {
+                Err(Failure::new(Code::FailedPrecondition, "the container could not be created"))
+            };
+            if let Err(failure) = attached {
+                self.refuse(reply, &failure);
+            }
+        }
     }
 
     /// Attached clients type into the container's terminal when it has standard input.

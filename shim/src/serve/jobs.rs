@@ -103,7 +103,8 @@ impl Shim {
         match purpose {
             Purpose::Create { process, copies, terminal, stdin } => {
                 if let Err(failure) = result {
-                    return self.refuse(reply, &failure);
+                    self.refuse(reply, &failure);
+                    return self.answer_early();
                 }
                 self.cgroups = cgroups;
                 self.had_container = true;
@@ -115,6 +116,7 @@ impl Shim {
                 self.container = Some(process);
                 self.connect_terminal("", master, terminal, stdin);
                 self.answer(reply, &api::CreateTaskResponse { pid: unsigned(pid), ..Default::default() });
+                self.answer_early();
                 self.claim_stray("", pid);
                 // A creator that has not ended yet still is the parent of the container's process; both end up with us.
                 let _ = (ended, job);

@@ -1,6 +1,7 @@
 //! What can be typed. Each command's own options stand beside the command.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use anyhow::Result;
+use clap::{Parser, Subcommand};
 
 use crate::commands;
 
@@ -21,6 +22,31 @@ pub(crate) struct Cli {
     pub command: Command,
 }
 
+impl Cli {
+    /// Carries out what was typed. Returns what to exit with.
+    pub(crate) async fn run(self) -> Result<u8> {
+        let address = self.address.as_str();
+        match self.command {
+            Command::Run(run) => run.execute(address).await,
+            Command::Exec(exec) => exec.execute(address).await,
+            Command::Attach(attach) => attach.execute(address).await,
+            Command::Ps(ps) => ps.execute(address).await,
+            Command::Pods(pods) => pods.execute(address).await,
+            Command::Logs(logs) => logs.execute(address).await,
+            Command::Stop(stop) => stop.execute(address).await,
+            Command::Rm(rm) => rm.execute(address).await,
+            Command::Inspect(inspect) => inspect.execute(address).await,
+            Command::Pull(pull) => pull.execute(address).await,
+            Command::Images(images) => images.execute(address).await,
+            Command::Rmi(rmi) => rmi.execute(address).await,
+            Command::Import(import) => import.execute(address).await,
+            Command::Export(export) => export.execute(address).await,
+            Command::Info(info) => info.execute(address).await,
+            Command::Version(version) => version.execute(address).await,
+        }
+    }
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -28,6 +54,8 @@ pub(crate) enum Command {
     Run(Box<commands::run::Run>),
     /// Execute a command in a running container
     Exec(commands::exec::Exec),
+    /// Be at the streams of a running container
+    Attach(commands::attach::Attach),
     /// List containers
     Ps(commands::ps::Ps),
     /// List pods
@@ -54,30 +82,6 @@ pub(crate) enum Command {
     Info(commands::info::Info),
     /// Show the versions of client and daemon
     Version(commands::version::Version),
-}
-
-/// How a command prints what it has to say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// For people
-    #[default]
-    Table,
-    /// For programs
-    Json,
-}
-
-/// Options of every command that lists.
-#[derive(Clone, Copy, Debug, Args)]
-pub(crate) struct Listing {
-    /// How to print
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Format,
-    /// Print ids only
-    #[arg(short, long, conflicts_with = "output")]
-    pub quiet: bool,
-    /// Print ids and digests in full
-    #[arg(long)]
-    pub no_trunc: bool,
 }
 
 #[cfg(test)]

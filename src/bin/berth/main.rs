@@ -16,6 +16,7 @@ mod names;
 mod options;
 mod output;
 mod progress;
+mod session;
 mod view;
 
 use std::process::ExitCode;
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failure::report(&error.into()),
     };
-    let outcome = runtime.block_on(commands::run(cli));
+    let outcome = runtime.block_on(cli.run());
     // A read of a terminal or pipe that never ends must not keep the process: leave its thread behind.
     runtime.shutdown_background();
     match outcome {

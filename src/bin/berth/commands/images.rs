@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use berth::proto::runtime::v1::{Image, ListImagesRequest};
 use clap::Args;
 
-use crate::cli::{Format, Listing};
 use crate::client::Client;
 use crate::failure::Answer;
+use crate::options::listing::{Format, Listing};
 use crate::output::table::{Cell, Table};
 use crate::output::{self, human};
 use crate::view::ImageView;

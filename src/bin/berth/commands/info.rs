@@ -11,9 +11,9 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::cli::Format;
 use crate::client::Client;
 use crate::failure::Answer;
+use crate::options::listing::Format;
 use crate::output::{self, human};
 use crate::view::details;
 

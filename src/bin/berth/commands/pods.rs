@@ -5,9 +5,9 @@ use berth::proto::runtime::v1::{PodSandbox, PodSandboxState, PodSandboxStatus};
 use clap::Args;
 use futures::{StreamExt, stream};
 
-use crate::cli::{Format, Listing};
 use crate::client::Client;
 use crate::failure::refusal_code;
+use crate::options::listing::{Format, Listing};
 use crate::output::table::{Cell, Table, Tone};
 use crate::output::{self, human};
 use crate::view::{self, PodView};

@@ -5,10 +5,10 @@ use berth::proto::runtime::v1::{Container, ContainerState, ContainerStatus};
 use clap::Args;
 use futures::{StreamExt, stream};
 
-use crate::cli::{Format, Listing};
 use crate::client::Client;
 use crate::failure::refusal_code;
 use crate::names::{self, Names};
+use crate::options::listing::{Format, Listing};
 use crate::output::table::{Cell, Table, Tone};
 use crate::output::{self, human};
 use crate::view::ContainerView;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! image ── here or pulled ──> pod sandbox ──> container ──> started ──┬─ -d: its id is printed, the end
-//!                                │               │             │      └─ log until it ends ──> pod stopped (--rm: removed)
+//!                                │               │             │      └─ until it ends ──> pod stopped (--rm: removed)
 //!                                └───────────────┴─ failed: ───┴─> pod removed, exit 125, 126 or 127
 //! ```
 
@@ -19,11 +19,13 @@ use berth::proto::runtime::v1::{CreateContainerRequest, Image, RunPodSandboxRequ
 use clap::{Args, ValueEnum};
 
 use crate::client::Client;
+use crate::commands::attach;
 use crate::commands::pull::{self, Source};
 use crate::failure::{self, Answer, ExitCodeExt, Refusal};
 use crate::names::{container_name, pod_name};
 use crate::options::{duration, name};
 use crate::output;
+use crate::session::{Session, terminal};
 
 /// Options of `run`.
 #[derive(Debug, Default, Args)]
@@ -37,10 +39,10 @@ pub(crate) struct Run {
     /// Remove pod and container when it has ended
     #[arg(long, conflicts_with = "detach")]
     pub rm: bool,
-    /// Keep standard input open (not there yet)
+    /// Pass standard input on to it; with -d: keep it open for `berth attach`
     #[arg(short, long)]
     pub interactive: bool,
-    /// Give it a terminal (only with -d yet)
+    /// Give it a terminal; Ctrl-P Ctrl-Q leaves and lets it run on
     #[arg(short, long)]
     pub tty: bool,
     /// Publish a port on the host
@@ -132,26 +134,29 @@ pub(crate) enum Policy {
 }
 
 /// What is running now.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Launched {
     pub name: String,
     pub pod_id: String,
     pub container_id: String,
     pub log_directory: PathBuf,
+    /// We at its streams, with `-i`.
+    pub session: Option<(Session, attach::Made)>,
 }
 
 impl Run {
     /// Runs it. All that fails before its command runs exits with 125 to 127, so that scripts can tell it from codes of
     /// the command.
     pub(crate) async fn execute(self, address: &str) -> Result<u8> {
-        let (mut client, mut signals, launched) = self.launch(address).await.or_exit(failure::DAEMON)?;
+        let (mut client, mut signals, mut launched) = self.launch(address).await.or_exit(failure::DAEMON)?;
         if self.detach {
             output::print_line(&launched.container_id)?;
             return Ok(0);
         }
         let grace = duration::parse(&self.stop_timeout)?;
-        let outcome = attend::until_ended(&mut client, &launched, grace, &mut signals).await;
+        let outcome = attend::until_ended(&mut client, &mut launched, grace, &mut signals).await;
         let tidied = match (&outcome, self.rm) {
+            (Ok(attend::Ending::Left), _) => Ok(()),
             (_, true) => remove(&mut client, &launched).await,
             // It ended: its network and ports are free again, its log stays.
             (Ok(_), false) => client.stop_pod(&launched.pod_id).await,
@@ -161,15 +166,15 @@ impl Run {
         if let Err(error) = tidied {
             eprintln!("berth: tidying up after {}: {error:#}", launched.name);
         }
-        outcome.or_exit(failure::DAEMON)
+        match outcome.or_exit(failure::DAEMON)? {
+            attend::Ending::Exited(code) => Ok(code),
+            attend::Ending::Left => Ok(0),
+        }
     }
 
     async fn launch(&self, address: &str) -> Result<(Client, attend::Signals, Launched)> {
-        if self.interactive || (self.tty && !self.detach) {
-            bail!(
-                "-i and -t are not there yet: berthd has no interactive streaming; run it without them, or with -d and \
-                 see `berth logs` and `berth exec`"
-            );
+        if self.interactive && self.tty && !self.detach {
+            terminal::check()?;
         }
         duration::parse(&self.stop_timeout).context("--stop-timeout")?;
         let settings = settings::Settings::read(self)?;
@@ -239,24 +244,37 @@ impl Run {
             sandbox_config: Some(pod),
         };
         let log_directory = identity.log_directory.clone();
-        let mut launched = Launched { name, pod_id, container_id: String::new(), log_directory };
+        let mut launched =
+            Launched { name, pod_id, container_id: String::new(), log_directory, session: None };
         let started = match client.runtime.create_container(request).await.answer() {
-            Err(refusal) => Err(refusal),
+            Err(refusal) => Err(failed_start(refusal, &launched.name)),
             Ok(response) => {
                 launched.container_id = response.container_id;
-                let request = StartContainerRequest { container_id: launched.container_id.clone() };
-                client.runtime.start_container(request).await.answer()
+                self.start(client, &mut launched).await
             }
         };
         match started {
-            Ok(_) => Ok(launched),
-            Err(refusal) => {
+            Ok(()) => Ok(launched),
+            Err(error) => {
                 if let Err(error) = remove(client, &launched).await {
                     eprintln!("berth: tidying up after {}: {error:#}", launched.name);
                 }
-                Err(failed_start(refusal, &launched.name))
+                Err(error)
             }
         }
+    }
+
+    /// Starts the container; attached before, so that nothing that it prints is missed.
+    async fn start(&self, client: &mut Client, launched: &mut Launched) -> Result<()> {
+        if self.interactive && !self.detach {
+            let made = attach::Made { stdin: true, tty: self.tty };
+            let session = attach::open(client, &launched.container_id, made).await;
+            launched.session =
+                Some((session.with_context(|| format!("attaching to {}", launched.name))?, made));
+        }
+        let request = StartContainerRequest { container_id: launched.container_id.clone() };
+        let started = client.runtime.start_container(request).await.answer();
+        started.map(drop).map_err(|refusal| failed_start(refusal, &launched.name))
     }
 }
 

@@ -5,9 +5,9 @@ use berth::proto::runtime::v1::VersionRequest;
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::Format;
 use crate::client::Client;
 use crate::failure::Answer;
+use crate::options::listing::Format;
 use crate::output;
 
 /// The version of the CRI this client speaks, in the words of the call.

@@ -1,9 +1,12 @@
 //! A container in the foreground: what it writes is shown until it ends; Ctrl-C stops it, a second one kills it.
+//!
+//! Without `-i` it is the log that is shown, from its beginning. With `-i` we were attached before the container started,
+//! and what we read is its input.
 
 use std::future::Future;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use berth::proto::runtime::v1::ContainerStatus;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -11,9 +14,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Launched, log_dir};
 use crate::client::Client;
+use crate::commands::attach;
 use crate::commands::exec::exit_code;
 use crate::logs::follow::Start;
 use crate::logs::{self, print::Printer};
+use crate::session::{Outcome, Session};
 
 /// The signals that ask a program to end.
 #[derive(Debug)]
@@ -75,17 +80,36 @@ impl Signals {
     }
 }
 
-/// Shows what it writes until it has ended; its exit code.
+/// How it came to an end for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It ended with this code.
+    Exited(u8),
+    /// The person left; it runs on.
+    Left,
+}
+
+/// Shows what it writes until it has ended.
 pub(crate) async fn until_ended(
     client: &mut Client,
-    launched: &Launched,
+    launched: &mut Launched,
     grace: Duration,
     signals: &mut Signals,
-) -> Result<u8> {
-    let mut printer = Printer::default();
-    let log = Some(launched.log_directory.join(log_dir::FILE));
+) -> Result<Ending> {
+    let session = launched.session.take();
+    let launched = &*launched;
     let mut watcher = client.clone();
-    let ended = logs::until_ended(&mut watcher, &launched.container_id, log, Start::Beginning, &mut printer);
+    let ended = async {
+        match session {
+            Some((session, made)) => at_streams(&mut watcher, launched, session, made).await,
+            None => {
+                let mut printer = Printer::default();
+                let log = Some(launched.log_directory.join(log_dir::FILE));
+                let (id, start) = (&launched.container_id, Start::Beginning);
+                Ok(Watched::Ended(logs::until_ended(&mut watcher, id, log, start, &mut printer).await?))
+            }
+        }
+    };
     tokio::pin!(ended);
     let mut stops = FuturesUnordered::new();
     let status = loop {
@@ -99,11 +123,42 @@ pub(crate) async fn until_ended(
             Some(stopped) = stops.next() => stopped.with_context(|| format!("stopping {}", launched.name))?,
         }
     };
-    let Some(status) = status else { bail!("{} was removed while it ran", launched.name) };
+    let status = match status {
+        Watched::Left => return Ok(Ending::Left),
+        Watched::Ended(None) => bail!("{} was removed while it ran", launched.name),
+        Watched::Ended(Some(status)) => status,
+    };
     if let Some(remark) = remark(&launched.name, &status) {
         eprintln!("berth: {remark}");
     }
-    Ok(exit_code(status.exit_code))
+    Ok(Ending::Exited(exit_code(status.exit_code)))
+}
+
+/// What was seen of it last.
+enum Watched {
+    /// It ended so; without a status it was removed.
+    Ended(Option<ContainerStatus>),
+    /// The person left.
+    Left,
+}
+
+async fn at_streams(
+    client: &mut Client,
+    launched: &Launched,
+    session: Session,
+    made: attach::Made,
+) -> Result<Watched> {
+    match attach::attend(session, made).await? {
+        Outcome::Detached => return Ok(Watched::Left),
+        Outcome::Failed(message) => return Err(anyhow!(message).context("attaching")),
+        // A daemon that restarts takes the session along, not the container: its end is waited for all the same.
+        Outcome::Lost => {
+            eprintln!("berth: the connection was lost; `berth attach {}` attaches again", launched.name)
+        }
+        Outcome::Done | Outcome::Exit(_) => {}
+    }
+    let (id, mut printer) = (&launched.container_id, Printer::default());
+    Ok(Watched::Ended(logs::until_ended(client, id, None, Start::Beginning, &mut printer).await?))
 }
 
 /// What its exit code alone does not say.

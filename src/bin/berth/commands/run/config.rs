@@ -120,6 +120,9 @@ pub(crate) fn container(run: &Run, settings: &Settings, identity: &Identity) -> 
         labels: labels(settings, identity),
         log_path: log_dir::FILE.to_owned(),
         tty: run.tty,
+        stdin: run.interactive,
+        // As docker does: in the foreground our end of input is the container's.
+        stdin_once: run.interactive && !run.detach,
         linux: Some(LinuxContainerConfig {
             resources: Some(settings.resources.clone()),
             security_context: Some(LinuxContainerSecurityContext {

@@ -1,0 +1,181 @@
+//! A command or container with us at its streams: the WebSocket protocol that kubectl speaks (`v5.channel.k8s.io`,
+//! KEP-4006), with berthd's streaming server on the other side.
+//!
+//! A message is a channel's number and data: 0 standard input, 1 standard output, 2 standard error, 3 the outcome as
+//! `metav1.Status`, 4 the terminal's size. Channel 255 closes the channel that its one byte of data names.
+
+mod keys;
+mod outcome;
+pub(crate) mod terminal;
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use bytes::Bytes;
+use futures::{SinkExt, StreamExt};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use tokio_tungstenite::tungstenite::{Error as WebSocketError, Message};
+
+use self::keys::Detach;
+pub(crate) use self::outcome::Outcome;
+use self::terminal::Terminal;
+
+const PROTOCOL: &str = "v5.channel.k8s.io";
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const ERROR: u8 = 3;
+const RESIZE: u8 = 4;
+const CLOSE: u8 = 255;
+/// The daemon accepts at once or never.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CHUNK: usize = 16 << 10;
+/// Status of an outcome: a line of JSON.
+const LONGEST_OUTCOME: usize = 1 << 20;
+
+/// An open session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    socket: WebSocketStream<TcpStream>,
+    /// What came with or before the greeting.
+    first: Option<Bytes>,
+}
+
+impl Session {
+    /// Connects to where the daemon said; comes back when the streams are in place.
+    pub(crate) async fn open(url: &str) -> Result<Self> {
+        let connecting = connect(url);
+        let mut socket = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+            .await
+            .map_err(|_| anyhow!("the streaming server did not answer in {CONNECT_TIMEOUT:?}"))
+            .and_then(|connected| connected)
+            .with_context(|| format!("connecting to berthd's streaming server at {}", shown(url)))?;
+        let first = loop {
+            match socket.next().await {
+                Some(Ok(Message::Binary(message))) => break message,
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                _ => bail!("berthd's streaming server ended the session before it began"),
+            }
+        };
+        Ok(Self { socket, first: Some(first) })
+    }
+
+    /// Passes everything on, both ways, until the other side ends or the person detaches.
+    pub(crate) async fn attend(mut self, input: bool, terminal: Option<&Terminal>) -> Result<Outcome> {
+        let mut sizes = terminal.map(Terminal::sizes).transpose()?;
+        let mut detach = terminal.map(|_| Detach::default());
+        let mut stdin = tokio::io::stdin();
+        let (mut buffer, mut reading) = (vec![0; CHUNK], input);
+        let mut outcome = Vec::new();
+        if let Some(first) = self.first.take() {
+            show(&first, &mut outcome)?;
+        }
+        if let Some(size) = sizes.as_ref().and_then(terminal::Sizes::now) {
+            self.send(RESIZE, size.as_bytes()).await?;
+        }
+        loop {
+            tokio::select! {
+                message = self.socket.next() => match message {
+                    Some(Ok(Message::Binary(message))) => show(&message, &mut outcome)?,
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    Some(Ok(Message::Close(_))) | None => break,
+                    Some(Err(_)) if !outcome.is_empty() => break,
+                    Some(Ok(_)) => bail!("berthd's streaming server sent a message of an unknown kind"),
+                    Some(Err(error)) => return Err(error).context("the connection to berthd's streaming server broke"),
+                },
+                read = stdin.read(&mut buffer), if reading => {
+                    let typed = buffer.get(..read.context("reading standard input")?).unwrap_or_default();
+                    if typed.is_empty() {
+                        reading = false;
+                        self.message(&[CLOSE, STDIN]).await?;
+                        continue;
+                    }
+                    let (pass, gone) = match &mut detach {
+                        Some(keys) => keys.filter(typed),
+                        None => (typed.to_vec(), false),
+                    };
+                    if !pass.is_empty() {
+                        self.send(STDIN, &pass).await?;
+                    }
+                    if gone {
+                        return Ok(Outcome::Detached);
+                    }
+                }
+                size = next(&mut sizes) => self.send(RESIZE, size.as_bytes()).await?,
+            }
+        }
+        Outcome::read(&outcome)
+    }
+
+    async fn send(&mut self, channel: u8, data: &[u8]) -> Result<()> {
+        self.message(&[&[channel], data].concat()).await
+    }
+
+    async fn message(&mut self, message: &[u8]) -> Result<()> {
+        match self.socket.send(Message::binary(Bytes::copy_from_slice(message))).await {
+            // The other side has ended: what it said last is still to be read.
+            Err(
+                WebSocketError::ConnectionClosed
+                | WebSocketError::AlreadyClosed
+                | WebSocketError::Protocol(_),
+            ) => Ok(()),
+            Err(WebSocketError::Io(error))
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
+                Ok(())
+            }
+            sent => sent.context("writing to berthd's streaming server"),
+        }
+    }
+}
+
+async fn connect(url: &str) -> Result<WebSocketStream<TcpStream>> {
+    let mut request = match url.strip_prefix("http://") {
+        Some(rest) => format!("ws://{rest}").into_client_request()?,
+        None => bail!(
+            "it speaks TLS (`[streaming]` in berthd's configuration), and this client does not: use `crictl exec` or \
+             `kubectl exec`"
+        ),
+    };
+    request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
+    let authority = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+    let stream = TcpStream::connect(&authority).await?;
+    // Keys are single bytes: each is to go at once.
+    stream.set_nodelay(true)?;
+    let (socket, _) = tokio_tungstenite::client_async(request, stream).await?;
+    Ok(socket)
+}
+
+/// Its address; the rest of the URL is a secret.
+fn shown(url: &str) -> &str {
+    url.split('/').nth(2).unwrap_or(url)
+}
+
+/// Prints what the other side printed, collects the outcome.
+fn show(message: &[u8], outcome: &mut Vec<u8>) -> Result<()> {
+    let Some((channel, data)) = message.split_first() else { return Ok(()) };
+    match *channel {
+        _ if data.is_empty() => {}
+        STDOUT => {
+            let mut out = io::stdout().lock();
+            out.write_all(data)?;
+            out.flush()?;
+        }
+        STDERR => io::stderr().write_all(data)?,
+        ERROR if outcome.len() + data.len() <= LONGEST_OUTCOME => outcome.extend_from_slice(data),
+        _ => {}
+    }
+    Ok(())
+}
+
+async fn next(sizes: &mut Option<terminal::Sizes>) -> String {
+    match sizes {
+        Some(sizes) => sizes.changed().await,
+        None => std::future::pending().await,
+    }
+}

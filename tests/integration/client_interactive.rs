@@ -1,0 +1,241 @@
+//! The command `berth` at the streams of containers: piped, and on a terminal.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+use nix::pty::{Winsize, openpty};
+
+use crate::support::World;
+use crate::support::runtime::binaries;
+use crate::trials;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials![
+        exec_passes_input_on,
+        exec_prints_as_it_happens,
+        run_reads_until_its_input_ends,
+        a_terminal_has_a_size_and_a_prompt,
+        attach_sees_and_types,
+        two_keys_leave,
+        a_terminal_is_asked_for_without_one,
+    ]
+}
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl World {
+    fn berth_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binaries().join("berth"));
+        command
+            .args(arguments)
+            .env("BERTH_ADDRESS", &self.daemon.socket)
+            .env("BERTH_LOG_DIR", self.run.join("client-logs"));
+        command
+    }
+
+    /// `berth` that reads `input` from a pipe.
+    fn berth_reads(&self, arguments: &[&str], input: &[u8]) -> Output {
+        let mut command = self.berth_command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.netns.run(|| command.spawn()).unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_vec();
+        // Beside the reading: a large input comes back while it is still written.
+        let writer = std::thread::spawn(move || stdin.write_all(&input));
+        let output = child.wait_with_output().unwrap();
+        let _ = writer.join().unwrap();
+        output
+    }
+
+    /// `berth` on a terminal of 132 columns and 43 rows.
+    fn berth_on_terminal(&self, arguments: &[&str]) -> OnTerminal {
+        let size = Winsize { ws_row: 43, ws_col: 132, ws_xpixel: 0, ws_ypixel: 0 };
+        let pair = openpty(&size, None).unwrap();
+        let mut command = self.berth_command(arguments);
+        let slave = File::from(pair.slave);
+        command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
+        let child = self.netns.run(|| command.spawn()).unwrap();
+        OnTerminal { child, screen: File::from(pair.master), seen: String::new() }
+    }
+}
+
+/// A person at a terminal.
+struct OnTerminal {
+    child: Child,
+    screen: File,
+    seen: String,
+}
+
+impl OnTerminal {
+    fn types(&mut self, text: &str) {
+        self.screen.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Waits until the screen shows it.
+    fn sees(&mut self, text: &str) {
+        let end = Instant::now() + PATIENCE;
+        let mut buffer = [0; 4096];
+        while !self.seen.contains(text) {
+            assert!(Instant::now() < end, "{text:?} is not on the screen: {:?}", self.seen);
+            let mut fds = [nix::poll::PollFd::new(
+                std::os::fd::AsFd::as_fd(&self.screen),
+                nix::poll::PollFlags::POLLIN,
+            )];
+            if nix::poll::poll(&mut fds, 100u16).unwrap() == 0 {
+                continue;
+            }
+            // The other side's end is an error of input and output here.
+            let read = self.screen.read(&mut buffer).unwrap_or(0);
+            assert!(read > 0, "it ended before {text:?} was on the screen: {:?}", self.seen);
+            self.seen.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        }
+        self.seen = self.seen.split_once(text).unwrap().1.to_owned();
+    }
+
+    fn ends_with(mut self, code: i32) {
+        let end = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < end, "it does not end: {:?}", self.seen);
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert_eq!(status.code(), Some(code), "{:?}", self.seen);
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+async fn exec_passes_input_on(world: &mut World) {
+    let (_, _) = world.pod_with_sleeper("input").await;
+    let output =
+        world.berth_reads(&["exec", "-i", "sleeper", "sh", "-c", "cat; echo end >&2; exit 3"], b"one\ntwo\n");
+    assert_eq!((text(&output.stdout), output.status.code()), ("one\ntwo\n".into(), Some(3)));
+    assert_eq!(text(&output.stderr), "end\n");
+    let megabytes = crate::support::image::noise(3 << 20, 7);
+    let output = world.berth_reads(&["exec", "-i", "sleeper", "cat"], &megabytes);
+    assert!(output.stdout == megabytes, "{} of {} bytes came back", output.stdout.len(), megabytes.len());
+    // Without -i nothing of ours is its input.
+    let output = world.berth_reads(&["exec", "sleeper", "cat"], b"not this\n");
+    assert_eq!((text(&output.stdout), output.status.code()), (String::new(), Some(0)));
+    let output = world.berth_reads(&["exec", "sleeper", "no-such-command"], b"");
+    assert_eq!(output.status.code(), Some(127), "{}", text(&output.stderr));
+}
+
+async fn exec_prints_as_it_happens(world: &mut World) {
+    world.pod_with_sleeper("live").await;
+    let mut command = world.berth_command(&["exec", "sleeper", "sh", "-c", "echo now; sleep 1000"]);
+    let mut child = world.netns.run(|| command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()).unwrap();
+    let mut line = [0; 4];
+    child.stdout.take().unwrap().read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"now\n");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+async fn run_reads_until_its_input_ends(world: &mut World) {
+    let image = world.image("busybox").await;
+    let output =
+        world.berth_reads(&["run", "-i", "--rm", &image, "sh", "-c", "echo first; cat; exit 4"], b"second\n");
+    assert_eq!((text(&output.stdout), output.status.code()), ("first\nsecond\n".into(), Some(4)));
+    let output = world.berth_reads(&["run", "-i", "--rm", &image, "no-such-command"], b"x");
+    assert_eq!(output.status.code(), Some(127), "{}", text(&output.stderr));
+    world.no_leaks();
+}
+
+async fn a_terminal_has_a_size_and_a_prompt(world: &mut World) {
+    let image = world.image("busybox").await;
+    let mut person = world.berth_on_terminal(&["run", "-it", "--rm", &image, "sh"]);
+    person.sees("# ");
+    person.types("stty size\n");
+    person.sees("43 132");
+    // Ctrl-C is the program's.
+    // The shell reads keys by itself until it runs something.
+    person.types("echo re''ady; cat\n");
+    person.sees("ready");
+    person.types("\x03");
+    person.sees("# ");
+    person.types("exit 6\n");
+    person.ends_with(6);
+    world.no_leaks();
+
+    world.pod_with_sleeper("terminal").await;
+    let mut person = world.berth_on_terminal(&["exec", "-it", "sleeper", "sh"]);
+    person.sees("# ");
+    person.types("test -t 0 && echo on a term''inal\n");
+    person.sees("on a terminal");
+    person.types("exit 7\n");
+    person.ends_with(7);
+}
+
+async fn attach_sees_and_types(world: &mut World) {
+    let image = world.image("busybox").await;
+    let id = world.berth_reads(&["run", "-d", "-i", "--name", "typed", &image, "cat"], b"");
+    world.remember(text(&id.stdout).trim());
+    let output = world.berth_reads(&["attach", "--no-stdin", "nobody"], b"");
+    assert!(!output.status.success() && text(&output.stderr).contains("nobody"), "{}", text(&output.stderr));
+    let mut command = world.berth_command(&["attach", "typed"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = world.netns.run(|| command.spawn()).unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    stdin.write_all(b"hello\n").unwrap();
+    let mut line = [0; 6];
+    stdout.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"hello\n");
+    // It was started detached: its input outlives who types, and a second one finds it.
+    drop(stdin);
+    world.restart().await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut command = world.berth_command(&["attach", "typed"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = world.netns.run(|| command.spawn()).unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    stdin.write_all(b"again\n").unwrap();
+    stdout.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"again\n");
+    let stopped = world.berth_reads(&["rm", "--force", "typed"], b"");
+    assert!(stopped.status.success(), "{}", text(&stopped.stderr));
+    child.wait().unwrap();
+    world.no_leaks();
+}
+
+async fn two_keys_leave(world: &mut World) {
+    let image = world.image("busybox").await;
+    let mut person = world.berth_on_terminal(&["run", "-it", "--name", "left", &image, "sh"]);
+    person.sees("# ");
+    person.types("\x10\x11");
+    person.ends_with(0);
+    let mut person = world.berth_on_terminal(&["attach", "left"]);
+    person.types("echo still h''ere\n");
+    person.sees("still here");
+    person.types("exit\n");
+    person.ends_with(0);
+    let removed = world.berth_reads(&["rm", "--force", "left"], b"");
+    assert!(removed.status.success(), "{}", text(&removed.stderr));
+    world.no_leaks();
+}
+
+async fn a_terminal_is_asked_for_without_one(world: &mut World) {
+    let image = world.image("busybox").await;
+    for arguments in [&["run", "-it", "--rm", &image, "sh"][..], &["exec", "-it", "nobody", "sh"]] {
+        let output = world.berth_reads(arguments, b"");
+        assert!(!output.status.success());
+        assert!(text(&output.stderr).contains("terminal"), "{}", text(&output.stderr));
+    }
+    world.no_leaks();
+}
