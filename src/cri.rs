@@ -21,5 +21,6 @@ mod validate;
 
 pub use facts::{Facts, Handler};
 pub use image::ImageFace;
+pub(crate) use image::message as image_message;
 pub use runtime::RuntimeFace;
 pub use status::of as status_of;

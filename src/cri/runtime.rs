@@ -83,9 +83,6 @@ macro_rules! service {
         built { $($built:ident($request:ty) -> $response:ty;)* }
         streams { $($stream:ident($stream_request:ty) -> $item:ty as $stream_type:ident;)* }
         unbuilt { $($unbuilt:ident($unbuilt_request:ty) -> $unbuilt_response:ty, $name:literal;)* }
-        unbuilt_streams {
-            $($unbuilt_stream:ident($unbuilt_stream_request:ty) -> $unbuilt_item:ty as $unbuilt_type:ident, $stream_name:literal;)*
-        }
     ) => {
         #[tonic::async_trait]
         impl RuntimeService for RuntimeFace {
@@ -109,15 +106,6 @@ macro_rules! service {
                     _: Request<$unbuilt_request>,
                 ) -> Result<Response<$unbuilt_response>, Status> {
                     Err(unimplemented($name))
-                }
-            )*
-            $(
-                type $unbuilt_type = Answers<$unbuilt_item>;
-                async fn $unbuilt_stream(
-                    &self,
-                    _: Request<$unbuilt_stream_request>,
-                ) -> Result<Response<Answers<$unbuilt_item>>, Status> {
-                    Err(unimplemented($stream_name))
                 }
             )*
         }
@@ -167,7 +155,5 @@ service! {
         checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse, "CheckpointContainer";
         checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse, "CheckpointPod";
         restore_pod(RestorePodRequest) -> RestorePodResponse, "RestorePod";
-    }
-    unbuilt_streams {
     }
 }

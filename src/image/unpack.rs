@@ -10,6 +10,7 @@
 
 mod archive;
 mod entry;
+mod field;
 mod header;
 mod implicit;
 mod limits;

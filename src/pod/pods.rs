@@ -312,11 +312,6 @@ impl Pods {
     pub fn events(&self) -> broadcast::Receiver<Arc<PodEvent>> {
         self.shared.events.subscribe()
     }
-
-    /// Names of the configured runtime handlers.
-    pub fn handlers(&self) -> Vec<String> {
-        self.shared.handlers.keys().cloned().collect()
-    }
 }
 
 fn running<'a>(container: &'a ContainerSnapshot, call: &'static str) -> Result<&'a crate::shim::Shim, Error> {

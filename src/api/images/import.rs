@@ -7,8 +7,8 @@ use futures::{Stream, StreamExt};
 use tokio_util::io::StreamReader;
 use tonic::Status;
 
-use super::{LARGEST_CHUNK, message};
-use crate::cri::status_of;
+use super::LARGEST_CHUNK;
+use crate::cri::{image_message, status_of};
 use crate::image::Images;
 use crate::proto::berth::v1::{ImportRequest, ImportResponse};
 
@@ -19,7 +19,7 @@ pub(super) async fn call(
     pieces: impl Stream<Item = Result<ImportRequest, Status>> + Send + Unpin + 'static,
 ) -> Result<ImportResponse, Status> {
     let imported = images.import(reader(pieces)).await.map_err(status_of)?;
-    Ok(ImportResponse { images: imported.iter().map(|image| message::image(image)).collect() })
+    Ok(ImportResponse { images: imported.iter().map(|image| image_message::image(image)).collect() })
 }
 
 fn reader<S>(pieces: S) -> StreamReader<impl Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static, Bytes>

@@ -1,25 +1,9 @@
-//! Images and progress as messages, credentials from them.
+//! Progress as messages, platforms from them; images and credentials are the CRI's.
 
 use tonic::Status;
 
-use crate::image::{Credentials, Image, Phase, Platform, Progress};
+use crate::image::{Phase, Platform, Progress};
 use crate::proto::berth::v1::{LayerProgress, layer_progress::Stage};
-use crate::proto::runtime::v1::{self as cri, AuthConfig, Int64Value};
-
-/// An image.
-pub(super) fn image(image: &Image) -> cri::Image {
-    let user = image.user();
-    cri::Image {
-        id: image.id.clone(),
-        repo_tags: image.repo_tags.clone(),
-        repo_digests: image.repo_digests.clone(),
-        size: image.size,
-        uid: user.uid.map(|value| Int64Value { value }),
-        username: user.username,
-        spec: None,
-        pinned: image.pinned,
-    }
-}
 
 /// A step of a layer.
 pub(super) fn layer(progress: &Progress) -> LayerProgress {
@@ -35,16 +19,6 @@ pub(super) fn layer(progress: &Progress) -> LayerProgress {
         offset: progress.current,
         total: progress.total,
     }
-}
-
-/// What the registry gets to see; none when nothing is set.
-pub(super) fn credentials(auth: AuthConfig) -> Option<Credentials> {
-    let AuthConfig { username, password, auth, server_address, identity_token, registry_token } = auth;
-    let secrets = [&username, &password, &auth, &identity_token, &registry_token];
-    if secrets.iter().all(|secret| secret.is_empty()) {
-        return None;
-    }
-    Some(Credentials { username, password, auth, server_address, identity_token, registry_token })
 }
 
 /// `os/architecture[/variant]`; none when empty.
@@ -87,12 +61,5 @@ mod tests {
         for wrong in ["linux", "/amd64", "linux/", "linux/arm/", "a/b/c/d"] {
             assert!(platform(wrong).unwrap_err().message().contains("linux/arm64/v8"), "{wrong}");
         }
-    }
-
-    #[test]
-    fn credentials_without_a_secret_are_none() {
-        assert!(credentials(AuthConfig::default()).is_none());
-        let token = AuthConfig { registry_token: "t".into(), ..AuthConfig::default() };
-        assert!(credentials(token).is_some());
     }
 }

@@ -6,7 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{message, stream};
-use crate::cri::status_of;
+use crate::cri::{image_message, status_of};
 use crate::image::{self, Images};
 use crate::proto::berth::v1::pull_response::Event;
 use crate::proto::berth::v1::{PullRequest, PullResponse};
@@ -27,13 +27,14 @@ pub(super) fn call(
     let (progress, reports) = mpsc::channel(REPORTS);
     let request = image::PullRequest {
         reference,
-        auth: auth.and_then(message::credentials),
+        auth: auth.and_then(image_message::credentials),
         platform: message::platform(&platform)?,
         progress: Some(progress),
     };
     let work = async move { images.pull(request).await.map_err(status_of) };
     let reports = ReceiverStream::new(reports).map(|step| Ok(response(Event::Layer(message::layer(&step)))));
-    let last = |image: std::sync::Arc<image::Image>| Some(response(Event::Image(message::image(&image))));
+    let last =
+        |image: std::sync::Arc<image::Image>| Some(response(Event::Image(image_message::image(&image))));
     Ok(stream::of_work(reports, work, last).boxed())
 }
 

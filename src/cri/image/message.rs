@@ -6,7 +6,7 @@ use crate::proto::runtime::v1::{
 };
 
 /// An image.
-pub(super) fn image(image: &Image) -> cri::Image {
+pub(crate) fn image(image: &Image) -> cri::Image {
     // Neither number nor name means root to the kubelet.
     let user = image.user();
     cri::Image {
@@ -22,7 +22,7 @@ pub(super) fn image(image: &Image) -> cri::Image {
 }
 
 /// What the registry gets to see; none when nothing is set.
-pub(super) fn credentials(auth: AuthConfig) -> Option<Credentials> {
+pub(crate) fn credentials(auth: AuthConfig) -> Option<Credentials> {
     let AuthConfig { username, password, auth, server_address, identity_token, registry_token } = auth;
     let parts = [&username, &password, &auth, &identity_token, &registry_token];
     if parts.iter().all(|part| part.is_empty()) {

@@ -2,7 +2,8 @@
 
 use std::io::{self, Read};
 
-use super::header::{BLOCK, EntryKind, Header};
+use super::field::BLOCK;
+use super::header::{EntryKind, Header};
 use super::limits::Exceeded;
 use super::pax::Records;
 use super::sparse::Map;

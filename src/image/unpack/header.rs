@@ -1,9 +1,7 @@
 //! One 512-byte header of a tar archive (POSIX ustar with the extensions of GNU).
 
 use super::Error;
-
-/// Size of a header and of the unit that data is padded to.
-pub(crate) const BLOCK: usize = 512;
+use super::field::{BLOCK, field, number, text, unsigned};
 
 /// What an entry makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,40 +50,6 @@ pub(crate) struct Header {
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Where the data goes, when not in one piece.
     pub(crate) sparse: Option<super::sparse::Map>,
-}
-
-/// The bytes of `block[at..at + length]`.
-pub(crate) fn field(block: &[u8; BLOCK], at: usize, length: usize) -> &[u8] {
-    block.get(at..at + length).unwrap_or_default()
-}
-
-/// A field up to its first zero byte.
-fn text(bytes: &[u8]) -> &[u8] {
-    bytes.split(|b| *b == 0).next().unwrap_or_default()
-}
-
-/// A number: octal digits, or two's complement with the high bit set (GNU).
-pub(crate) fn number(bytes: &[u8]) -> Result<i64, Error> {
-    let broken = || Error::Format("a number in a header");
-    if let Some(first) = bytes.first().filter(|b| **b & 0x80 != 0) {
-        let negative = first & 0x40 != 0;
-        let mut value: i128 = if negative { -1 } else { 0 };
-        for (index, byte) in bytes.iter().enumerate() {
-            let byte = if index == 0 && !negative { byte & 0x7f } else { *byte };
-            value = (value << 8) | i128::from(byte);
-        }
-        return i64::try_from(value).map_err(|_| broken());
-    }
-    let digits: Vec<u8> = text(bytes).iter().copied().filter(|b| *b != b' ').collect();
-    if digits.is_empty() {
-        return Ok(0);
-    }
-    let digits = std::str::from_utf8(&digits).map_err(|_| broken())?;
-    i64::from_str_radix(digits, 8).map_err(|_| broken())
-}
-
-fn unsigned(bytes: &[u8]) -> Result<u64, Error> {
-    u64::try_from(number(bytes)?).map_err(|_| Error::Format("a negative number in a header"))
 }
 
 impl Header {
@@ -153,22 +117,5 @@ fn kind(flag: u8) -> EntryKind {
         b'K' => EntryKind::LongLink,
         b'S' => EntryKind::GnuSparse,
         other => EntryKind::Other(other),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
-    use super::*;
-
-    #[test]
-    fn numbers_in_both_forms() {
-        assert_eq!(number(b"0000644\0").unwrap(), 0o644);
-        assert_eq!(number(b"   644 \0").unwrap(), 0o644);
-        assert_eq!(number(b"\0\0\0").unwrap(), 0);
-        assert_eq!(number(&[0x80, 0, 0, 1, 0]).unwrap(), 256);
-        assert_eq!(number(&[0xff, 0xff, 0xff, 0xfe]).unwrap(), -2);
-        assert!(number(b"9").is_err());
-        assert!(number(&[0x9f; 12]).is_err());
     }
 }

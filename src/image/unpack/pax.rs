@@ -1,6 +1,7 @@
 //! PAX records: `<length> <key>=<value>\n`, overriding what a header says.
 
 use super::Error;
+use super::field::decimal;
 use super::header::Header;
 use super::sparse;
 
@@ -55,13 +56,15 @@ impl Records {
                 }
             }
         }
-        sparse.finish(header)
+        let sparse = sparse.finish();
+        if let Some(name) = sparse.name {
+            header.path = name;
+        }
+        if let Some(map) = sparse.map {
+            header.sparse = Some(map);
+        }
+        Ok(sparse.in_front)
     }
-}
-
-/// A number without a sign.
-pub(crate) fn decimal(value: &[u8]) -> Result<u64, Error> {
-    std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).ok_or(BROKEN)
 }
 
 /// `<seconds>[.<fraction>]`, possibly negative, as seconds and nanoseconds from then on.

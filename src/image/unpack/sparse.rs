@@ -2,8 +2,7 @@
 
 use std::io::Read;
 
-use super::header::{BLOCK, Header, field, number};
-use super::pax::decimal;
+use super::field::{BLOCK, decimal, field, number};
 use super::{EntryError, Error};
 
 /// Most pieces of a file.
@@ -144,14 +143,20 @@ impl PaxKeys {
         Ok(())
     }
 
-    pub(crate) fn finish(self, header: &mut Header) -> Result<bool, Error> {
-        if let Some(name) = self.name {
-            header.path = name;
-        }
-        let front = self.map.is_some() && self.major == 1;
-        header.sparse = self.map.or(header.sparse.take());
-        Ok(front)
+    /// What they say together.
+    pub(crate) fn finish(self) -> Sparse {
+        Sparse { in_front: self.map.is_some() && self.major == 1, name: self.name, map: self.map }
     }
+}
+
+/// A sparse file by its PAX records.
+#[derive(Debug)]
+pub(crate) struct Sparse {
+    /// The file's real name: the header's own is a stand-in for tools that know no sparse files.
+    pub(crate) name: Option<Vec<u8>>,
+    pub(crate) map: Option<Map>,
+    /// The map's pieces stand in front of the data (form 1.0).
+    pub(crate) in_front: bool,
 }
 
 #[cfg(test)]
