@@ -118,7 +118,8 @@ make_image() {
     layer=$(put "$dir/image/layer.tar.gz")
     cat >"$dir/image/config.json" <<JSON
 {"architecture": "$architecture", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ["sha256:$diff_id"]},
- "config": {"Env": ["PATH=/bin"], "Cmd": ["httpd", "-f", "-vv", "-p", "$target", "-h", "/www"]}}
+ "config": {"Env": ["PATH=/bin"], "Cmd": ["httpd", "-f", "-vv", "-p", "$target", "-h", "/www"],
+ "StopSignal": "SIGKILL"}}
 JSON
     config=$(put "$dir/image/config.json")
     size() { stat -c %s "$blobs/$1"; }
