@@ -23,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         token,
         token_given_by_the_caller,
         https_with_a_certificate_authority_of_its_own,
+        certificates_of_clients,
         mirrors_in_order,
         configuration_is_read_without_a_restart,
     ]
@@ -52,7 +53,7 @@ async fn password(world: &mut World) {
     // bcrypt of "secret".
     let line = "tester:$2b$05$9OQVToC2fqVQmyd2hOS30ufZ1YILDm6/sEOCAK5PskwkxtYihLC5e\n";
     std::fs::write(&htpasswd, line).unwrap();
-    let access = Access { htpasswd: Some(htpasswd), tls: None };
+    let access = Access { htpasswd: Some(htpasswd), ..Access::default() };
     let (registry, reference) = private(world, &access);
     hosts(world, &registry.host(), &format!("server = \"http://{}\"\n", registry.host()));
     world.pull(&reference).await.unwrap_err();
@@ -131,12 +132,16 @@ fn certificates(directory: &Path) -> (PathBuf, PathBuf, PathBuf) {
         "x509 -req -in registry.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile extensions \
          -out registry.crt",
     );
+    openssl(&format!("req -new {key} -keyout client.key -out client.csr -subj /CN=node"));
+    openssl(
+        "x509 -req -in client.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out client.crt",
+    );
     (path("ca.crt"), path("registry.crt"), path("registry.key"))
 }
 
 async fn https_with_a_certificate_authority_of_its_own(world: &mut World) {
     let (authority, certificate, key) = certificates(&world.run);
-    let access = Access { htpasswd: None, tls: Some((certificate, key)) };
+    let access = Access { tls: Some((certificate, key)), ..Access::default() };
     let (registry, reference) = private(world, &access);
     let host = registry.host();
     hosts(world, &host, &format!("server = \"https://{host}\"\n"));
@@ -151,6 +156,42 @@ async fn https_with_a_certificate_authority_of_its_own(world: &mut World) {
     let request = RemoveImageRequest { image: Some(image_spec(&reference)) };
     world.images().remove_image(request).await.unwrap();
     hosts(world, &host, &with("skip_verify = true"));
+    world.pull(&reference).await.unwrap();
+}
+
+async fn certificates_of_clients(world: &mut World) {
+    let (authority, certificate, key) = certificates(&world.run);
+    let access = Access {
+        tls: Some((certificate.clone(), key.clone())),
+        clients: Some(authority.clone()),
+        ..Access::default()
+    };
+    // The image is there already when the registry begins to ask who one is: its readiness is seen by a bare connection.
+    let (registry, reference) = private(world, &access);
+    let host = registry.host();
+    let with = |client: &str| {
+        format!(
+            "server = \"https://{host}\"\n[host.\"https://{host}\"]\ncapabilities = [\"pull\", \"resolve\"]\nca = \"{}\"\n{client}\n",
+            authority.display()
+        )
+    };
+    hosts(world, &host, &with(""));
+    world.pull(&reference).await.expect_err("nobody said who is asking");
+    let path = |name: &str| world.run.join(name).display().to_string();
+    hosts(
+        world,
+        &host,
+        &with(&format!("client = [[\"{}\", \"{}\"]]", path("client.crt"), path("client.key"))),
+    );
+    world.pull(&reference).await.unwrap();
+    let request = RemoveImageRequest { image: Some(image_spec(&reference)) };
+    world.images().remove_image(request).await.unwrap();
+    // A pair beside the file, as docker's users lay it down.
+    let directory = world.daemon.certs.join(&host);
+    std::fs::copy(path("client.crt"), directory.join("node.cert")).unwrap();
+    std::fs::copy(path("client.key"), directory.join("node.key")).unwrap();
+    std::fs::copy(&authority, directory.join("ca.crt")).unwrap();
+    std::fs::remove_file(directory.join("hosts.toml")).unwrap();
     world.pull(&reference).await.unwrap();
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct Access {
     pub(crate) htpasswd: Option<PathBuf>,
     /// Certificate and key: HTTPS.
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    /// With that: clients must show a certificate that this authority signed.
+    pub(crate) clients: Option<PathBuf>,
 }
 
 /// A running registry. Ends when dropped.
@@ -40,7 +42,14 @@ impl Registry {
             .as_ref()
             .map(|(certificate, key)| {
                 let (certificate, key) = (certificate.display(), key.display());
-                format!("  tls:\n    certificate: {certificate}\n    key: {key}\n")
+                let clients = access
+                    .clients
+                    .as_ref()
+                    .map(|path| format!("    clientcas:\n      - {}\n", path.display()));
+                format!(
+                    "  tls:\n    certificate: {certificate}\n    key: {key}\n{}",
+                    clients.unwrap_or_default()
+                )
             })
             .unwrap_or_default();
         let config = format!(

@@ -89,8 +89,13 @@ fn build(tls: &Tls, authorities: &[Vec<u8>], identity: &[u8]) -> Result<Client, 
     if let Some((path, _)) = tls.identities.first() {
         builder = builder.identity(Identity::from_pem(identity).map_err(|error| wrong(path, &error))?);
     }
+    // What rustls does not take of the files only shows here, as a certificate of version 1.
+    let files =
+        tls.identities.iter().take(1).flat_map(|(certificate, key)| [Some(certificate), key.as_ref()]);
+    let files = files.flatten().chain(&tls.authorities).map(|path| path.display().to_string());
+    let files = files.collect::<Vec<_>>().join(", ");
     builder.build().map_err(|error| Error::HostsFile {
-        path: "the TLS settings".to_owned(),
+        path: if files.is_empty() { "the TLS settings".to_owned() } else { files },
         problem: format!(
             "{error}: {}",
             std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default()
