@@ -41,6 +41,7 @@ pub use registry::Credentials;
 pub use store::SweepReport;
 pub use unpack::Limits;
 
+use crate::meter::Pulls;
 use registry::Registry;
 use store::{Keeper, Store, Task};
 
@@ -61,6 +62,8 @@ pub struct Options {
     pub limits: Limits,
     /// Whether a layer's content is dropped once it is unpacked and on disk. Such images can't be exported.
     pub discard_unpacked_layers: bool,
+    /// Counts pulls.
+    pub meter: Option<Pulls>,
 }
 
 impl Options {
@@ -74,6 +77,7 @@ impl Options {
             pinned: Vec::new(),
             limits: Limits::default(),
             discard_unpacked_layers: false,
+            meter: None,
         }
     }
 }
@@ -209,7 +213,8 @@ impl Images {
     pub fn open(options: Options) -> Result<Self, Error> {
         let store = Arc::new(Store::open(&options.root, &options.pinned, options.discard_unpacked_layers)?);
         let keeper = Keeper::start(&store)?;
-        let registry = Registry::new(options.config_path.clone(), options.progress_timeout);
+        let registry =
+            Registry::new(options.config_path.clone(), options.progress_timeout, options.meter.clone());
         // What an earlier life did not get to sync.
         keeper.ask(Task::Sync);
         Ok(Self(Arc::new(Inner { store, keeper, registry, options })))

@@ -9,6 +9,7 @@ pub mod error;
 pub mod events;
 pub mod id;
 pub mod image;
+pub mod meter;
 pub mod pod;
 pub mod proto;
 pub mod recovery;

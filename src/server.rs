@@ -6,6 +6,7 @@
 pub(crate) mod assembly;
 mod features;
 mod lock;
+mod observe;
 mod socket;
 mod stack;
 mod systemd;
@@ -28,6 +29,7 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::config::{Grpc, Source};
 use crate::cri::{ImageFace, RuntimeFace};
+use crate::meter::Meter;
 use crate::proto::runtime::v1::image_service_server::ImageServiceServer;
 use crate::proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use crate::streaming::Streaming;
@@ -35,6 +37,7 @@ use crate::telemetry::Telemetry;
 
 use assembly::Rooms;
 use lock::Lock;
+use observe::Observer;
 use socket::Socket;
 use stack::{Bounds, Metrics};
 
@@ -63,13 +66,13 @@ pub enum Error {
         pid: Option<u32>,
     },
     /// Somebody answers on our socket.
-    #[error("somebody listens on {} already: set another grpc.address", path.display())]
+    #[error("somebody listens on {} already: set another address in the configuration", path.display())]
     SocketInUse {
         /// The socket.
         path: PathBuf,
     },
     /// Something else has our socket's name.
-    #[error("{} is there and is not a socket: move it away, or set another grpc.address", path.display())]
+    #[error("{} is there and is not a socket: move it away, or set another address in the configuration", path.display())]
     NotASocket {
         /// The file.
         path: PathBuf,
@@ -94,6 +97,14 @@ pub enum Error {
     /// Streaming could not be set up.
     #[error(transparent)]
     Streaming(crate::streaming::Error),
+    /// The listener for metrics.
+    #[error("listening for metrics on {place} (metrics.address moves it, \"\" turns it off)")]
+    Observe {
+        /// Address or path.
+        place: String,
+        /// Why not.
+        source: io::Error,
+    },
     /// Handling signals.
     #[error("handling signals: {0}")]
     Signals(#[source] io::Error),
@@ -121,9 +132,15 @@ pub async fn run(source: Source, loaded: crate::config::Loaded, telemetry: Telem
     for file in &loaded.files {
         tracing::info!(file = %file.display(), "configuration read");
     }
-    let rooms = assembly::open(&loaded).await?;
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;
+    let rooms = assembly::open(&loaded, &Meter::new(&registry)?).await?;
+    let observing = CancellationToken::new();
+    let _observed = observing.clone().drop_guard();
+    let observer = Observer::new(registry, &rooms)?;
+    if let Some(place) = &config.metrics.address {
+        observer.serve(place, config.grpc.gid, observing).await?;
+    }
     let (_socket, listener) = Socket::listen(&config.grpc.address, config.grpc.gid)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -206,7 +223,7 @@ fn router(
         changes: grpc.max_concurrent_calls,
         reads: grpc.max_concurrent_reads,
     };
-    let Rooms { pods, images, facts, stats, streaming } = rooms;
+    let Rooms { pods, images, facts, stats, streaming, networks: _ } = rooms;
     let size = grpc.max_message_size;
     let face = RuntimeFace::new(pods, images.clone(), facts, stats, streaming, stopping);
     let runtime =

@@ -67,7 +67,11 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
         "streaming",
         "The server for exec, attach and port-forward sessions, over SPDY/3.1 and WebSocket. It speaks no TLS: keep it on loopback.",
     ),
-    ("metrics", "The listener for Prometheus. It is not built yet: metrics are recorded, but not served."),
+    (
+        "metrics",
+        "The listener for Prometheus (`/metrics`) and probes (`/healthz`, `/readyz`). Without authentication: keep it on \
+     loopback or a unix socket.",
+    ),
     ("cgroup", "Control groups."),
     ("images", "Pulling and keeping images."),
     ("network", "The networks pods join."),

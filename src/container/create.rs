@@ -18,6 +18,7 @@ use super::spec::{self, NamespacePaths, PodFiles, SpecInput};
 use super::tools::{Surroundings, Tools};
 use super::{end_without_shim, remove, volumes};
 use crate::image::{Image, LayerHold};
+use crate::meter::Stage;
 use crate::proto::berth::v1::{ContainerPhase, ContainerRecord};
 use crate::proto::runtime::v1::{ContainerConfig, ContainerUser};
 use crate::shim::{self, Shim, ShimMount};
@@ -142,15 +143,17 @@ async fn make_recorded(
         let (tools, pod, image) = (Arc::clone(tools), Arc::clone(pod), Arc::clone(image));
         let (record, layout) = (record.clone(), layout.clone());
         let layers = Layers { root: lower.clone(), mounts: image_layers };
-        tokio::task::spawn_blocking(move || {
+        let stages = tools.stages.clone();
+        let preparing = tokio::task::spawn_blocking(move || {
             prepare(&tools, &pod, &record, &image, &layout, &layers, target_pid)
-        })
-        .await
-        .map_err(|_| Error::Interrupted("making a container"))??
+        });
+        let preparing = async { preparing.await.map_err(|_| Error::Interrupted("making a container"))? };
+        stages.time(Stage::ContainerCreateRootfs, preparing).await?
     };
     record.user = Some(prepared.user);
     record.stop_signal = prepared.stop_signal;
-    let shim = tools.launcher.spawn(&record.id, &layout.bundle, &pod.handler.backend)?;
+    let launching = async { tools.launcher.spawn(&record.id, &layout.bundle, &pod.handler.backend) };
+    let shim = tools.stages.time(Stage::ContainerCreateShim, launching).await?;
     let terminal = record.config.as_ref().is_some_and(|config| config.tty);
     // Clients can attach in any case; without a log they are the only ones to see the output.
     let output = log.map_or_else(|| "attach:".to_owned(), |path| format!("cri-log://{}", path.display()));
@@ -161,11 +164,12 @@ async fn make_recorded(
     };
     let creation = {
         let (shim, rootfs) = (shim.clone(), overlay(&lower, &layout));
-        let id = record.id.clone();
+        let (id, stages) = (record.id.clone(), tools.stages.clone());
         // A task of its own: it goes on while nobody waits for it.
         let task = tokio::spawn(async move {
             let stderr = if terminal { String::new() } else { output.clone() };
-            let result = shim.create(vec![rootfs], input.to_owned(), output, stderr, terminal).await;
+            let creating = shim.create(vec![rootfs], input.to_owned(), output, stderr, terminal);
+            let result = stages.time(Stage::ContainerRuntimeCreate, creating).await;
             if let Err(error) = &result {
                 tracing::warn!(container = id, error = crate::error::chain(error), "creating the container");
             }

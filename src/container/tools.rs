@@ -7,6 +7,7 @@ use super::snapshot::Layout;
 use super::spec::{self, HandlerOptions};
 use crate::cgroup;
 use crate::image::Images;
+use crate::meter::Stages;
 use crate::proto::runtime::v1::PodSandboxConfig;
 use crate::shim::{Backend, Launcher};
 use crate::store::Records;
@@ -35,6 +36,8 @@ pub(crate) struct Tools {
     pub(crate) records: Records,
     pub(crate) host: spec::Host,
     pub(crate) naming: cgroup::Naming,
+    /// Times the steps.
+    pub(crate) stages: Stages,
 }
 
 impl Tools {

@@ -107,8 +107,9 @@ pub(crate) fn rooms(directory: &std::path::Path) -> crate::server::assembly::Roo
     // Threads that the rooms start inherit the namespace of this one.
     let opened = std::thread::spawn(move || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let meter = crate::meter::Meter::new(&prometheus::Registry::new()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(crate::server::assembly::open(&loaded)).unwrap()
+        runtime.block_on(crate::server::assembly::open(&loaded, &meter)).unwrap()
     });
     crate::server::assembly::Rooms { facts: Arc::new(facts()), ..opened.join().unwrap() }
 }

@@ -21,6 +21,7 @@ use super::reference::Target;
 use super::registry::{Resolved, Session};
 use super::store::Task;
 use super::{Credentials, Digest, Error, Image, Images, Platform, Reference};
+use crate::meter::Pulls;
 
 pub(crate) use layer::Job;
 
@@ -71,9 +72,19 @@ impl Images {
     ///
     /// Dropping the future stops the work; what was downloaded is continued by the next pull.
     pub async fn pull(&self, request: PullRequest) -> Result<Arc<Image>, Error> {
+        let pull = self.0.options.meter.as_ref().map(Pulls::begin);
+        let pulled = self.pull_unmeasured(request).await;
+        if let Some(pull) = pull {
+            pull.end(pulled.is_ok());
+        }
+        pulled
+    }
+
+    async fn pull_unmeasured(&self, request: PullRequest) -> Result<Arc<Image>, Error> {
         let reference: Reference = request.reference.parse()?;
         let session = self.session(&reference, request.auth.clone()).await?;
         if let Some(image) = self.unchanged(&reference, &session, request.platform.as_ref()).await {
+            image.chain.iter().for_each(|_| self.count_layer(false));
             return Ok(image);
         }
         let platform = request.platform.clone().unwrap_or_default();
@@ -93,6 +104,12 @@ impl Images {
         }
         image.index = index;
         self.commit(image).await
+    }
+
+    fn count_layer(&self, fetched: bool) {
+        if let Some(meter) = &self.0.options.meter {
+            meter.layer(fetched);
+        }
     }
 
     /// Makes an image visible and has its layers reach the disk soon.

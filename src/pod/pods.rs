@@ -21,6 +21,7 @@ use crate::cgroup;
 use crate::container::spec;
 use crate::container::{self, ContainerSnapshot, ContainerState, ExecOutput, Handler, Tools};
 use crate::image::Images;
+use crate::meter::Stages;
 use crate::proto::berth::v1::{PodPhase, PodRecord};
 use crate::proto::runtime::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 use crate::shim::Launcher;
@@ -45,6 +46,8 @@ pub struct Options {
     pub host: spec::Host,
     /// Network that pods join.
     pub default_network: String,
+    /// Times the steps.
+    pub stages: Stages,
 }
 
 /// All pods of this daemon. Clones are the same.
@@ -69,6 +72,7 @@ impl Pods {
             launcher: options.launcher,
             host: options.host,
             naming: options.naming,
+            stages: options.stages,
         };
         let handlers = options.handlers.into_iter().map(|handler| (handler.name.clone(), Arc::new(handler)));
         let shared = Shared {

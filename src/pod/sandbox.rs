@@ -11,6 +11,7 @@ use super::network;
 use super::shared::Shared;
 use crate::cgroup::Cgroup;
 use crate::container::{self, Handler, Surroundings, spec};
+use crate::meter::Stage;
 use crate::proto::berth::v1::{PodPhase, PodRecord};
 use crate::proto::runtime::v1::PodSandboxConfig;
 
@@ -32,7 +33,8 @@ pub(super) async fn bring_up(
     // A container is likely to follow at once.
     crate::cgroup::prime(shared.tools.host.cgroup);
     shared.records.put(&record.id, &record).await?;
-    let made = make(shared, &mut record, &config, plan).await;
+    let making = make(shared, &mut record, &config, plan);
+    let made = shared.tools.stages.time(Stage::SandboxCreate, making).await;
     let made = match made {
         Ok(()) => {
             record.phase = PodPhase::PodReady.into();
@@ -68,14 +70,15 @@ async fn make(
         }
     };
     let own_network = plan.network;
-    let (files, made) = tokio::join!(files, namespaces.make(plan));
+    let (files, made) =
+        tokio::join!(files, shared.tools.stages.time(Stage::SandboxCreateNamespaces, namespaces.make(plan)));
     files?;
     made?;
     let mut addresses: Vec<IpAddr> = Vec::new();
     if own_network && let Some(netns) = namespaces.network() {
         let ports = &config.port_mappings;
-        addresses =
-            network::attach(&shared.networks, &record.id, &netns, &shared.default_network, ports).await?;
+        let attaching = network::attach(&shared.networks, &record.id, &netns, &shared.default_network, ports);
+        addresses = shared.tools.stages.time(Stage::SandboxCreateNetwork, attaching).await?;
     }
     record.addresses = addresses.iter().map(ToString::to_string).collect();
     let named = {
@@ -93,7 +96,9 @@ async fn make(
 /// Does all it can; returns what it could not. What is gone already is fine.
 pub(super) async fn stop(shared: &Arc<Shared>, record: &PodRecord) -> Vec<Error> {
     let mut errors = Vec::new();
-    errors.extend(network::detach(&shared.networks, &record.id).await.err().into_iter().flatten());
+    let detaching = network::detach(&shared.networks, &record.id);
+    let detached = shared.tools.stages.time(Stage::SandboxDeleteNetwork, detaching).await;
+    errors.extend(detached.err().into_iter().flatten());
     let directory = Directory::new(&shared.tools.state, &record.id);
     let init_pid = record.init_pid;
     let removed = tokio::task::spawn_blocking(move || {

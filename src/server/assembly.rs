@@ -11,6 +11,7 @@ use crate::config::{CgroupDriver, Config, Loaded, NetworkMode, NetworkStore, Run
 use crate::container::spec::{self, HandlerOptions};
 use crate::cri::{Facts, Handler};
 use crate::image::{self, Images, Limits};
+use crate::meter::Meter;
 use crate::pod::{self, Pods};
 use crate::recovery;
 use crate::shim::{Backend, Launcher};
@@ -25,29 +26,30 @@ pub(crate) struct Rooms {
     pub(crate) facts: Arc<Facts>,
     pub(crate) stats: Stats,
     pub(crate) streaming: Streaming,
+    pub(crate) networks: Controller,
 }
 
 /// Opens all rooms; pods come back from their records before this returns.
-pub(crate) async fn open(loaded: &Loaded) -> Result<Rooms, Error> {
+pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error> {
     let config = &loaded.config;
     refuse_unbuilt(config)?;
-    let images = Images::open(image_options(config)).map_err(Error::Images)?;
+    let images = Images::open(image_options(config, meter)).map_err(Error::Images)?;
     let networks = Controller::open(network_options(config)).map_err(Error::Network)?;
     let driver = cgroup_driver(config.cgroup.driver);
-    let options = pod_options(config, driver)?;
+    let options = pod_options(config, driver, meter)?;
     let (naming, mode) = (options.naming.clone(), options.host.cgroup);
     let pods = Pods::open(options, images.clone(), networks.clone()).map_err(Error::Pods)?;
     recovery::run(&pods, &networks, &images).await.map_err(Error::Pods)?;
     let stats = Stats::new(stats::Options {
         pods: pods.clone(),
-        networks,
+        networks: networks.clone(),
         naming,
         mode,
         filesystem: images.fs_info().mountpoint,
     });
     tokio::spawn(stats.clone().sample());
     let streaming = Streaming::open(&streaming_options(config), pods.clone()).map_err(Error::Streaming)?;
-    Ok(Rooms { pods, images, facts: Arc::new(facts(loaded, driver)), stats, streaming })
+    Ok(Rooms { pods, images, facts: Arc::new(facts(loaded, driver)), stats, streaming, networks })
 }
 
 /// What may be configured, but is not built: said at once, not half done.
@@ -64,7 +66,7 @@ fn refuse_unbuilt(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-fn image_options(config: &Config) -> image::Options {
+fn image_options(config: &Config, meter: &Meter) -> image::Options {
     let images = &config.images;
     image::Options {
         config_path: images.config_path.clone(),
@@ -78,6 +80,7 @@ fn image_options(config: &Config) -> image::Options {
             ..Limits::default()
         },
         discard_unpacked_layers: images.discard_unpacked_layers,
+        meter: Some(meter.pulls.clone()),
         ..image::Options::new(&config.root)
     }
 }
@@ -107,7 +110,7 @@ fn interface_prefix(bridge: &str) -> String {
     format!("v{hash}x")
 }
 
-fn pod_options(config: &Config, driver: CgroupDriver) -> Result<pod::Options, Error> {
+fn pod_options(config: &Config, driver: CgroupDriver, meter: &Meter) -> Result<pod::Options, Error> {
     let handlers = config.runtimes.iter().map(|(name, runtime)| crate::container::Handler {
         name: name.clone(),
         backend: match runtime {
@@ -133,6 +136,7 @@ fn pod_options(config: &Config, driver: CgroupDriver) -> Result<pod::Options, Er
         naming: cgroup::Naming::new(driver, &config.cgroup.root),
         host: spec::Host::detect(),
         default_network: config.network.default.clone(),
+        stages: meter.stages.clone(),
     })
 }
 

@@ -18,6 +18,7 @@ mod idempotence;
 mod images;
 mod logs;
 mod many_pods;
+mod metrics;
 mod mounts;
 mod namespaces;
 mod network;
@@ -50,6 +51,7 @@ fn main() {
             images::trials(),
             logs::trials(),
             many_pods::trials(),
+            metrics::trials(),
             mounts::trials(),
             namespaces::trials(),
             network::trials(),

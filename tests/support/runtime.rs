@@ -114,7 +114,7 @@ state = "{state}"
 address = "{socket}"
 
 [metrics]
-address = ""
+address = "{metrics}"
 
 [cgroup]
 driver = "cgroupfs"
@@ -142,6 +142,7 @@ path = "{crun}"
             root = self.root.display(),
             state = self.state.display(),
             socket = self.socket.display(),
+            metrics = run.join("metrics.sock").display(),
             certs = self.certs.display(),
             subnets = options.subnets,
             runc = find("runc"),

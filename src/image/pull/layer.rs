@@ -59,6 +59,7 @@ impl Job<'_> {
         let _chain = store.layer_locks.lock(chain).await;
         if store.has_layer(&chain) {
             teller.tell(Phase::Exists, size);
+            self.images.count_layer(false);
             let _ = self.done.send(true);
             return Ok(());
         }
@@ -104,8 +105,10 @@ impl Job<'_> {
                 Err(error) => return Err(error),
             }
         }
+        // Only a layer that comes from the registry counts as that: one unpacked again from the store does not.
         let Some(session) = self.session else { return Err(store::Error::MissingBlob(digest).into()) };
         teller.tell(Phase::Downloading, 0);
+        self.images.count_layer(true);
         let resumed;
         let result;
         (guard, resumed, result) = self.unpack_fetched(session, guard, diff_id, teller).await?;

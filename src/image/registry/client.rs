@@ -1,6 +1,7 @@
 //! Asking the hosts of a repository, one after the other, with patience that ends.
 
 use crate::image::error::Chain;
+use crate::meter::Pulls;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ pub(crate) struct Registry {
     config_path: Vec<PathBuf>,
     progress_timeout: Duration,
     clients: Clients,
+    meter: Option<Pulls>,
 }
 
 /// One repository, for one pull.
@@ -43,6 +45,7 @@ pub(crate) struct Session {
     pub(super) reference: Reference,
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) progress_timeout: Duration,
+    pub(super) meter: Option<Pulls>,
 }
 
 /// A host with what is needed to ask it.
@@ -65,8 +68,8 @@ pub(crate) struct Resolved {
 }
 
 impl Registry {
-    pub(crate) fn new(config_path: Vec<PathBuf>, progress_timeout: Duration) -> Self {
-        Self { config_path, progress_timeout, clients: Clients::default() }
+    pub(crate) fn new(config_path: Vec<PathBuf>, progress_timeout: Duration, meter: Option<Pulls>) -> Self {
+        Self { config_path, progress_timeout, clients: Clients::default(), meter }
     }
 
     /// Reads host files and certificates. Blocking for as long as those files take.
@@ -94,7 +97,8 @@ impl Registry {
                 renewing: tokio::sync::Mutex::default(),
             });
         }
-        Ok(Session { reference: reference.clone(), endpoints, progress_timeout: self.progress_timeout })
+        let (progress_timeout, meter) = (self.progress_timeout, self.meter.clone());
+        Ok(Session { reference: reference.clone(), endpoints, progress_timeout, meter })
     }
 }
 

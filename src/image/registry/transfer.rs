@@ -56,6 +56,9 @@ impl Session {
                         breaks = if at > before { 1 } else { breaks + 1 };
                         tracing::debug!(error = %Chain(&error), at, "a transfer broke, going on from there");
                         last = error;
+                        if let Some(meter) = &self.meter {
+                            meter.retried();
+                        }
                         tokio::time::sleep(PAUSE).await;
                     }
                     Err(error) => {
@@ -92,6 +95,9 @@ impl Session {
             if pace.is_too_slow(chunk.len() as u64, waiting.elapsed()) {
                 let after = self.progress_timeout;
                 return Err(Error::Stalled { host: endpoint.host.name(), what: what.to_owned(), after });
+            }
+            if let Some(meter) = &self.meter {
+                meter.received(chunk.len());
             }
             // A registry that does not know ranges begins again.
             let skipping = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());

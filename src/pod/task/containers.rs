@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Creating, Done, Phase, Task};
 use crate::container::{self, Ended, Making};
+use crate::meter::Stage;
 use crate::pod::error::Error;
 use crate::pod::event::EventKind;
 use crate::pod::request::{Reply, Request};
@@ -131,8 +132,9 @@ impl Task {
             return;
         };
         slot.busy = true;
+        let stages = self.shared.tools.stages.clone();
         self.job(async move {
-            let result = container::start(&id, &shim, creation).await;
+            let result = stages.time(Stage::ContainerStart, container::start(&id, &shim, creation)).await;
             Done::Started { id, result, reply }
         });
     }

@@ -1,0 +1,129 @@
+//! What is read off the rooms at each scrape: how much there is of everything now.
+
+use std::collections::HashMap;
+
+use berth_cni::Controller;
+use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
+
+use super::super::assembly::Rooms;
+use crate::container::ContainerState;
+use crate::image::Images;
+use crate::pod::Pods;
+
+/// Gauges, and where they are read.
+#[derive(Debug)]
+pub(super) struct Gauges {
+    pods: Pods,
+    images: Images,
+    networks: Controller,
+    by_pod_state: IntGaugeVec,
+    by_container_state: IntGaugeVec,
+    image_count: IntGauge,
+    image_bytes: IntGauge,
+    endpoints: IntGaugeVec,
+    addresses: IntGaugeVec,
+}
+
+impl Gauges {
+    pub(super) fn new(registry: &Registry, rooms: &Rooms) -> Result<Self, prometheus::Error> {
+        let vector = |name: &str, help: &str, label: &str| IntGaugeVec::new(Opts::new(name, help), &[label]);
+        let gauges = Self {
+            pods: rooms.pods.clone(),
+            images: rooms.images.clone(),
+            networks: rooms.networks.clone(),
+            by_pod_state: vector("berth_pods", "Pod sandboxes, by state: ready, notready.", "state")?,
+            by_container_state: vector(
+                "berth_containers",
+                "Containers, by state: created, running, exited, unknown.",
+                "state",
+            )?,
+            image_count: IntGauge::new("berth_images", "Images.")?,
+            image_bytes: IntGauge::new(
+                "berth_image_filesystem_used_bytes",
+                "Bytes that images take, as ImageFsInfo says it.",
+            )?,
+            endpoints: vector("berth_network_endpoints", "Pods on a network.", "network")?,
+            addresses: vector(
+                "berth_network_addresses_leased",
+                "Addresses of a network that pods hold, of both families.",
+                "network",
+            )?,
+        };
+        registry.register(Box::new(gauges.by_pod_state.clone()))?;
+        registry.register(Box::new(gauges.by_container_state.clone()))?;
+        registry.register(Box::new(gauges.image_count.clone()))?;
+        registry.register(Box::new(gauges.image_bytes.clone()))?;
+        registry.register(Box::new(gauges.endpoints.clone()))?;
+        registry.register(Box::new(gauges.addresses.clone()))?;
+        let build = Opts::new("berth_build_info", "1; the labels say what runs.")
+            .const_label("version", env!("CARGO_PKG_VERSION"));
+        let build = IntGauge::with_opts(build)?;
+        build.set(1);
+        registry.register(Box::new(build))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(gauges)
+    }
+
+    /// Reads them anew. Snapshots and counters in memory: no pod is waited for.
+    pub(super) fn refresh(&self) {
+        let (mut pods, mut containers) = ([0_i64; 2], [0_i64; 4]);
+        for pod in self.pods.pods() {
+            pods[usize::from(!pod.ready)] += 1;
+            for container in &pod.containers {
+                let state = match container.state {
+                    ContainerState::Created => 0,
+                    ContainerState::Running { .. } => 1,
+                    ContainerState::Exited { .. } => 2,
+                    ContainerState::Unknown => 3,
+                };
+                containers[state] += 1;
+            }
+        }
+        for (state, count) in ["ready", "notready"].into_iter().zip(pods) {
+            self.by_pod_state.with_label_values(&[state]).set(count);
+        }
+        for (state, count) in ["created", "running", "exited", "unknown"].into_iter().zip(containers) {
+            self.by_container_state.with_label_values(&[state]).set(count);
+        }
+        self.image_count.set(number(self.images.list().len()));
+        self.image_bytes.set(i64::try_from(self.images.fs_info().used_bytes).unwrap_or(i64::MAX));
+        self.networks();
+    }
+
+    fn networks(&self) {
+        let mut found: HashMap<String, (i64, i64)> =
+            self.networks.networks().into_iter().map(|network| (network.name, (0, 0))).collect();
+        match self.networks.sandboxes() {
+            Ok(sandboxes) => {
+                for endpoint in sandboxes.iter().flat_map(|sandbox| &sandbox.endpoints) {
+                    let entry = found.entry(endpoint.network.clone()).or_default();
+                    entry.0 += 1;
+                    entry.1 += number(endpoint.addresses.len());
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error = crate::error::chain(&error), "reading endpoints for metrics");
+                return;
+            }
+        }
+        // Networks that are gone are gone from the answer.
+        self.endpoints.reset();
+        self.addresses.reset();
+        for (network, (endpoints, addresses)) in found {
+            self.endpoints.with_label_values(&[&network]).set(endpoints);
+            self.addresses.with_label_values(&[&network]).set(addresses);
+        }
+    }
+
+    /// A family without a single label value is not in the output.
+    #[cfg(test)]
+    pub(super) fn seen_in_tests(&self) {
+        self.refresh();
+        self.endpoints.with_label_values(&["bridge"]);
+        self.addresses.with_label_values(&["bridge"]);
+    }
+}
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
