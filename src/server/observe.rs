@@ -53,7 +53,11 @@ struct Inner {
 #[derive(Debug)]
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, Socket),
+    /// The socket is removed when this goes.
+    Unix {
+        listener: UnixListener,
+        _socket: Socket,
+    },
 }
 
 impl Observer {
@@ -74,7 +78,7 @@ impl Observer {
             Listen::Tcp(address) => Listener::Tcp(TcpListener::bind(address).await.map_err(failed)?),
             Listen::Unix(path) => {
                 let (socket, listener) = Socket::listen(path, gid)?;
-                Listener::Unix(listener, socket)
+                Listener::Unix { listener, _socket: socket }
             }
         };
         tracing::info!(address = shown(place), "metrics are served");
@@ -99,7 +103,7 @@ impl Observer {
                         drop(permit);
                     });
                 }),
-                Listener::Unix(listener, _) => listener.accept().await.map(|(stream, _)| {
+                Listener::Unix { listener, .. } => listener.accept().await.map(|(stream, _)| {
                     tokio::spawn(async move {
                         observer.connection(stream).await;
                         drop(permit);

@@ -32,6 +32,8 @@ impl Cli {
             Command::Attach(attach) => attach.execute(address).await,
             Command::Ps(ps) => ps.execute(address).await,
             Command::Pods(pods) => pods.execute(address).await,
+            Command::Stats(stats) => stats.execute(address).await,
+            Command::Events(events) => events.execute(address).await,
             Command::Logs(logs) => logs.execute(address).await,
             Command::Stop(stop) => stop.execute(address).await,
             Command::Rm(rm) => rm.execute(address).await,
@@ -60,6 +62,10 @@ pub(crate) enum Command {
     Ps(commands::ps::Ps),
     /// List pods
     Pods(commands::pods::Pods),
+    /// Show what containers use
+    Stats(commands::stats::Stats),
+    /// Show what happens to pods and containers, as it happens
+    Events(commands::events::Events),
     /// Show what a container wrote
     Logs(commands::logs::Logs),
     /// Stop containers or pods

@@ -1,6 +1,7 @@
 //! The commands, a file each.
 
 pub(crate) mod attach;
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod export;
 pub(crate) mod images;
@@ -14,5 +15,6 @@ pub(crate) mod pull;
 pub(crate) mod rm;
 pub(crate) mod rmi;
 pub(crate) mod run;
+pub(crate) mod stats;
 pub(crate) mod stop;
 pub(crate) mod version;
