@@ -17,6 +17,7 @@
 mod error;
 mod event;
 mod files;
+mod helper;
 mod init;
 mod namespaces;
 mod network;

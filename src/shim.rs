@@ -12,6 +12,7 @@ mod client;
 mod error;
 mod exit;
 mod launch;
+mod probe;
 mod socket;
 
 pub(crate) use attach::{Keyboard, Printed, Screen, attach};
@@ -19,3 +20,4 @@ pub use client::{ExecStdio, Shim, ShimMount, TaskState};
 pub use error::Error;
 pub use exit::{ExitRecord, read_exit_record};
 pub use launch::{Backend, Launcher};
+pub use probe::user_namespaces;

@@ -5,10 +5,13 @@
 //!   need one of them.
 //! - On cgroup v1 a mount of type `cgroup` becomes one bind mount a hierarchy: libcontainer looks its cgroup up in `/proc` by a
 //!   process id that means another process there when the container joins a PID namespace.
+//! - Mounts that it can't make as they are asked for are made beforehand (`stage`).
+//! - A container with a user namespace gets the other namespaces as open files: its root may not reach their paths.
 //! - What this kernel refuses (scores, limits) is capped; the working directory is made; HOME is looked up.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -20,8 +23,13 @@ use crate::cgroup;
 use crate::create::state_root;
 use crate::cwd;
 use crate::filter::{self, Filter};
+use crate::stage::{self, Runtime, Stage};
 use crate::status::{Code, Failure};
 use crate::sys;
+use crate::userns::OfContainer;
+
+/// The umask of processes whose specification has none: not that of whoever started the daemon.
+pub(crate) const UMASK: u32 = 0o022;
 
 /// What the executor applies as the last thing before the command.
 #[derive(Clone, Debug, Default)]
@@ -39,21 +47,52 @@ pub(crate) struct Adapted {
     pub(crate) restrictions: Restrictions,
     /// Rules that libcontainer does not enforce: those of cgroup v2.
     pub(crate) devices: Vec<LinuxDeviceCgroup>,
+    /// Namespaces that the spec names by descriptor: to be kept open until they are joined.
+    pub(crate) namespaces: Vec<File>,
+}
+
+/// The bundle's spec as it was written.
+pub(crate) fn load(bundle: &Path) -> Result<Spec, Failure> {
+    let path = bundle.join("config.json");
+    Spec::load(&path).map_err(|error| {
+        Failure::new(Code::InvalidArgument, format!("{}: {}", path.display(), crate::status::chain(&error)))
+    })
+}
+
+/// Puts `spec` over the bundle's `config.json` in this mount namespace: the file itself stays as it was written.
+pub(crate) fn replace(spec: &Spec, bundle: &Path) -> Result<(), Failure> {
+    let effective = state_root(bundle);
+    let write = || -> Result<(), Box<dyn std::error::Error>> {
+        fs::create_dir_all(&effective)?;
+        let file = effective.join("config.effective.json");
+        fs::write(&file, serde_json::to_vec(spec)?)?;
+        rustix::mount::mount_bind(&file, bundle.join("config.json"))?;
+        Ok(())
+    };
+    write().map_err(|error| Failure::doing("writing the adapted config.json", error.as_ref()))
 }
 
 /// Checks what would fail with an unclear message later, adapts the spec, and puts the result over the bundle's `config.json` in
 /// this mount namespace: the file itself stays as it was written.
-pub(crate) fn spec(bundle: &Path, seccomp_cache: Option<&Path>) -> Result<Adapted, Failure> {
-    let path = bundle.join("config.json");
-    let mut spec = Spec::load(&path).map_err(|error| {
-        Failure::new(Code::InvalidArgument, format!("{}: {}", path.display(), crate::status::chain(&error)))
-    })?;
+pub(crate) fn spec(
+    mut spec: Spec,
+    bundle: &Path,
+    container: &OfContainer,
+    stage: &mut Stage,
+    seccomp_cache: Option<&Path>,
+) -> Result<Adapted, Failure> {
     check_mounts(&spec, bundle)?;
     let root = spec.root().as_ref().map_or_else(|| bundle.join("rootfs"), |root| bundle.join(root.path()));
     // The systemd driver's form: slice:prefix:name.
     let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
     let uses_systemd =
         cgroups_path.as_ref().is_some_and(|path| !path.is_absolute() && path.to_string_lossy().contains(':'));
+    if let Some(path) = cgroups_path.filter(|path| path.is_absolute() && !cgroup::unified()) {
+        let mounts = cgroup_mounts(spec.mounts().clone().unwrap_or_default(), &path)
+            .map_err(|error| Failure::doing(&format!("making the cgroup {}", path.display()), &error))?;
+        spec.set_mounts(Some(mounts));
+    }
+    stage::mounts(&mut spec, bundle, container, stage, Runtime::Libcontainer)?;
     let mounts = spec.mounts().clone().unwrap_or_default();
     let Some(process) = spec.process_mut().as_mut() else {
         return Err(Failure::new(Code::InvalidArgument, "config.json has no process"));
@@ -70,6 +109,11 @@ pub(crate) fn spec(bundle: &Path, seccomp_cache: Option<&Path>) -> Result<Adapte
     if process.no_new_privileges() == Some(false) {
         process.set_no_new_privileges(None);
     }
+    if process.user().umask().is_none() {
+        let mut user = process.user().clone();
+        user.set_umask(Some(UMASK));
+        process.set_user(user);
+    }
     let environment = process.env().clone().unwrap_or_default();
     if !environment.iter().any(|entry| entry.starts_with("HOME=")) {
         // libcontainer would ask the C library's name service, which may load modules out of the container's root.
@@ -78,29 +122,32 @@ pub(crate) fn spec(bundle: &Path, seccomp_cache: Option<&Path>) -> Result<Adapte
         environment.push(format!("HOME={home}"));
         process.set_env(Some(environment));
     }
-    if let Err(error) = cwd::make(&root, bundle, &mounts, process.cwd()) {
+    if let Err(error) = cwd::make(&root, bundle, &mounts, process.cwd(), container) {
         eprintln!("making the working directory {}: {error}", process.cwd().display());
     }
     take_restrictions(&mut spec, &mut restrictions, bundle, seccomp_cache)?;
     let devices = if cgroup::unified() { device_rules(&spec) } else { Vec::new() };
-    if let Some(path) = cgroups_path.filter(|path| path.is_absolute() && !cgroup::unified()) {
-        let mounts = cgroup_mounts(mounts, &path)
-            .map_err(|error| Failure::doing(&format!("making the cgroup {}", path.display()), &error))?;
-        spec.set_mounts(Some(mounts));
+    let namespaces = if container.there { open_namespaces(&mut spec)? } else { Vec::new() };
+    replace(&spec, bundle)?;
+    if spec.hooks().is_some() {
+        fs::write(hooks_mark(bundle), "")
+            .map_err(|error| Failure::doing("noting that there are hooks", &error))?;
     }
-    let effective = state_root(bundle);
-    let write = || -> Result<(), Box<dyn std::error::Error>> {
-        fs::create_dir_all(&effective)?;
-        let file = effective.join("config.effective.json");
-        fs::write(&file, serde_json::to_vec(&spec)?)?;
-        rustix::mount::mount_bind(&file, &path)?;
-        if spec.hooks().is_some() {
-            fs::write(hooks_mark(bundle), "")?;
-        }
-        Ok(())
-    };
-    write().map_err(|error| Failure::doing("writing the adapted config.json", error.as_ref()))?;
-    Ok(Adapted { uses_systemd, restrictions, devices })
+    Ok(Adapted { uses_systemd, restrictions, devices, namespaces })
+}
+
+/// Opens the namespaces that are to be joined, and names the descriptors in place of the paths.
+fn open_namespaces(spec: &mut Spec) -> Result<Vec<File>, Failure> {
+    let mut files = Vec::new();
+    let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
+    for namespace in namespaces.into_iter().flatten() {
+        let Some(path) = namespace.path() else { continue };
+        let file = File::open(path)
+            .map_err(|error| Failure::doing(&format!("opening the namespace {}", path.display()), &error))?;
+        namespace.set_path(Some(format!("/proc/self/fd/{}", file.as_raw_fd()).into()));
+        files.push(file);
+    }
+    Ok(files)
 }
 
 /// Whether the created container has hooks, which libcontainer runs.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
-use oci_spec::runtime::LinuxDeviceCgroup;
+use oci_spec::runtime::{LinuxDeviceCgroup, Process, Spec};
 
 use crate::adapt;
 use crate::cgroup;
@@ -21,9 +21,12 @@ use crate::devices;
 use crate::executor::Command;
 use crate::job::Reporter;
 use crate::rootfs::{self, RootfsMount};
+use crate::stage::{self, Stage};
 use crate::status::Failure;
+use crate::stdio;
 use crate::sys;
 use crate::trace;
+use crate::userns::OfContainer;
 
 /// What a creation needs to know.
 #[derive(Debug)]
@@ -59,9 +62,9 @@ pub(crate) fn run(creation: Creation, reporter: &Reporter) {
 
 fn create(creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
     let own = cgroup::own_membership().map_err(|error| Failure::doing("reading the cgroup", &error))?;
-    rootfs::private_namespace(&creation.bundle)?;
-    rootfs::mount_all(&creation.rootfs, &creation.bundle.join("rootfs"))?;
-    let adapted = adapt::spec(&creation.bundle, creation.seccomp_cache.as_deref())?;
+    let Prepared { spec, container, mut stage } = prepare(&creation)?;
+    let cache = creation.seccomp_cache.as_deref();
+    let adapted = adapt::spec(spec, &creation.bundle, &container, &mut stage, cache)?;
     let listener = if creation.terminal { Some(console_listener(&creation.bundle)?) } else { None };
     let state_root = state_root(&creation.bundle);
     // What an earlier creation that was cut off left behind.
@@ -97,6 +100,7 @@ fn create(creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
         .with_detach(true)
         .build()
         .map_err(failed)?;
+    drop(adapted.namespaces);
     let pid = container.pid().ok_or_else(|| Failure::internal("libcontainer made no process"))?.as_raw();
     if !adapted.devices.is_empty() {
         // Before the command runs: its process still waits for the start.
@@ -109,6 +113,36 @@ fn create(creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
     }
     reporter.pid(pid);
     Ok(())
+}
+
+/// The state of a creation in its own mount namespace.
+pub(crate) struct Prepared {
+    pub(crate) spec: Spec,
+    pub(crate) container: OfContainer,
+    pub(crate) stage: Stage,
+}
+
+/// Takes a mount namespace, mounts the root there, and hands the standard streams to the container's user. The same for all
+/// runtimes.
+pub(crate) fn prepare(creation: &Creation) -> Result<Prepared, Failure> {
+    let root = creation.bundle.join("rootfs");
+    let spec = adapt::load(&creation.bundle)?;
+    let container = OfContainer::read(&spec)
+        .map_err(|error| Failure::doing("opening the container's user namespace", &error))?;
+    rootfs::private_namespace(&creation.bundle)?;
+    let mut stage = Stage::new(&creation.bundle, &container)
+        .map_err(|error| Failure::doing("preparing mounts", &error))?;
+    rootfs::mount_all(&creation.rootfs, &root, &mut stage)?;
+    if container.there {
+        stage::check_reachable(&root)?;
+    }
+    if let Some(user) = spec.process().as_ref().map(Process::user) {
+        let (uid, gid) = container.outside(user.uid(), user.gid());
+        let streams = [&creation.stdin, &creation.stdout, &creation.stderr];
+        stdio::give(streams.into_iter().flatten(), uid, gid)
+            .map_err(|error| Failure::doing("handing over standard streams", &error))?;
+    }
+    Ok(Prepared { spec, container, stage })
 }
 
 fn enforce_devices(pid: i32, own: &[(String, String)], rules: &[LinuxDeviceCgroup]) -> Result<(), Failure> {

@@ -5,39 +5,67 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
 use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
+
+use crate::sys::{self, Fork};
+use crate::userns::{self, OfContainer};
 
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Makes `cwd` as a process in `root`, with `mounts` on it, will see it. What can't be made is found out when the process
 /// changes to it.
-pub(crate) fn make(root: &Path, bundle: &Path, mounts: &[Mount], cwd: &Path) -> io::Result<()> {
+pub(crate) fn make(
+    root: &Path,
+    bundle: &Path,
+    mounts: &[Mount],
+    cwd: &Path,
+    container: &OfContainer,
+) -> io::Result<()> {
     let holder = mounts
         .iter()
         .filter(|mount| cwd.starts_with(mount.destination()))
         .max_by_key(|mount| mount.destination().components().count());
     match holder {
-        None => make_below(root, cwd),
+        None => make_as(container, root, cwd),
         Some(mount)
             if mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind") =>
         {
             let (Some(source), Ok(rest)) = (mount.source(), cwd.strip_prefix(mount.destination())) else {
                 return Ok(());
             };
-            make_below(&bundle.join(source), rest)
+            make_as(container, &bundle.join(source), rest)
         }
         // A file system that only the container's own mounts bring: what is in it is not there yet.
         Some(_) => Ok(()),
     }
 }
 
-fn make_below(root: &Path, path: &Path) -> io::Result<()> {
+/// As whom the directory is to belong to: root of the container's user namespace, where it joins one.
+fn make_as(container: &OfContainer, root: &Path, path: &Path) -> io::Result<()> {
     let root = openat(CWD, root, DIRECTORY, Mode::empty())?;
-    let open = |path: &Path| openat2(&root, path, DIRECTORY, Mode::empty(), ResolveFlags::IN_ROOT);
+    let Some(namespace) = &container.joined else { return make_below(&root, path) };
+    match sys::fork()? {
+        Fork::Child => {
+            let result = userns::enter(namespace).and_then(|()| make_below(&root, path));
+            sys::exit_now(result.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0))
+        }
+        Fork::Parent(pid) => match waitpid(Pid::from_raw(pid), None)? {
+            WaitStatus::Exited(_, 0) => Ok(()),
+            WaitStatus::Exited(_, error) => Err(io::Error::from_raw_os_error(error)),
+            _ => Err(io::Error::other("the process that makes it was killed")),
+        },
+    }
+}
+
+fn make_below(root: &OwnedFd, path: &Path) -> io::Result<()> {
+    let open = |path: &Path| openat2(root, path, DIRECTORY, Mode::empty(), ResolveFlags::IN_ROOT);
     if open(&absolute(path)).is_ok() {
         return Ok(());
     }
@@ -88,13 +116,13 @@ mod tests {
         fs::create_dir_all(&outside).unwrap();
         symlink("../../outside", root.join("up")).unwrap();
         symlink(&outside, root.join("away")).unwrap();
-        make(&root, base.path(), &[], Path::new("/a/b/c")).unwrap();
-        make(&root, base.path(), &[], Path::new("/a/b/c")).unwrap();
+        make(&root, base.path(), &[], Path::new("/a/b/c"), &OfContainer::default()).unwrap();
+        make(&root, base.path(), &[], Path::new("/a/b/c"), &OfContainer::default()).unwrap();
         assert!(root.join("a/b/c").is_dir());
         // The links lead to places in the root that are not there: nothing is made outside.
-        let _ = make(&root, base.path(), &[], Path::new("/up/x"));
-        let _ = make(&root, base.path(), &[], Path::new("/away/x"));
-        let _ = make(&root, base.path(), &[], Path::new("/../../outside/y"));
+        let _ = make(&root, base.path(), &[], Path::new("/up/x"), &OfContainer::default());
+        let _ = make(&root, base.path(), &[], Path::new("/away/x"), &OfContainer::default());
+        let _ = make(&root, base.path(), &[], Path::new("/../../outside/y"), &OfContainer::default());
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
     }
 
@@ -114,8 +142,8 @@ mod tests {
         let scratch =
             MountBuilder::default().destination("/run").typ("tmpfs").source("tmpfs").build().unwrap();
         let mounts = [bind, scratch];
-        make(&root, base.path(), &mounts, Path::new("/data/x/y")).unwrap();
-        make(&root, base.path(), &mounts, Path::new("/run/x")).unwrap();
+        make(&root, base.path(), &mounts, Path::new("/data/x/y"), &OfContainer::default()).unwrap();
+        make(&root, base.path(), &mounts, Path::new("/run/x"), &OfContainer::default()).unwrap();
         assert!(volume.join("x/y").is_dir());
         assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
     }

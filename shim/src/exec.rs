@@ -19,14 +19,16 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::{LinuxSeccomp, Process};
 
-use crate::adapt::{Restrictions, cap_oom_score, cap_rlimit, rlimit_number};
+use crate::adapt::{Restrictions, UMASK, cap_oom_score, cap_rlimit, rlimit_number};
 use crate::cgroup;
 use crate::create::null;
 use crate::executor;
 use crate::filter::{self, Filter};
 use crate::job::Reporter;
 use crate::status::{Code, Failure};
+use crate::stdio;
 use crate::sys::{self, Fork};
+use crate::userns::{self, Maps};
 
 /// What an exec needs to know.
 #[derive(Debug)]
@@ -76,6 +78,8 @@ fn prepare(execution: Execution<'_>, reporter: &Reporter) -> Result<(), Failure>
         sys::set_rlimit(rlimit_number(limit.typ()), limit.soft(), limit.hard())
             .map_err(|error| Failure::doing(&format!("setting {}", limit.typ()), &error))?;
     }
+    give_streams(&execution, &process)
+        .map_err(|error| Failure::doing("handing over standard streams", &error))?;
     enter(execution.init).map_err(|error| Failure::doing("entering the container", &error))?;
     match sys::fork_sibling().map_err(|error| Failure::doing("forking", &error))? {
         Fork::Parent(pid) => {
@@ -172,14 +176,28 @@ fn enter(init: i32) -> io::Result<()> {
             flags |= flag;
         }
     }
-    if flags == 0 { Ok(()) } else { sys::setns(pidfd.as_raw_fd(), flags) }
+    if flags != 0 {
+        sys::setns(pidfd.as_raw_fd(), flags)?;
+    }
+    // Until then the caller is a user whom the namespace does not know, who can make no file.
+    if flags & libc::CLONE_NEWUSER != 0 { userns::become_root() } else { Ok(()) }
+}
+
+fn give_streams(execution: &Execution<'_>, process: &Process) -> io::Result<()> {
+    let (uid, gid) = (process.user().uid(), process.user().gid());
+    // A process that is gone is found out when it is entered.
+    let maps = Maps::of_process(execution.init).unwrap_or_default();
+    let (uid, gid) = maps.host(uid, gid).unwrap_or((uid, gid));
+    Ok(stdio::give(execution.stdio.iter().flatten(), uid, gid)?)
 }
 
 fn become_process(execution: Execution<'_>, process: &Process, calls: Calls, reporter: &Reporter) -> Failure {
     match dress(execution, process, calls, reporter) {
         Err(failure) => failure,
         Ok(()) => {
-            let (message, code) = executor::execute(process, Some("/"));
+            // The root is the container's by now.
+            let home = crate::home::of(Path::new("/"), process.user().uid());
+            let (message, code) = executor::execute(process, Some(&home));
             Failure::new(if code == 127 { Code::NotFound } else { Code::FailedPrecondition }, message)
         }
     }
@@ -195,9 +213,7 @@ fn dress(
     setsid().map_err(|error| step("setsid")(&error))?;
     connect_streams(execution.terminal, execution.stdio, process, reporter)
         .map_err(|error| step("connecting streams")(&error))?;
-    if let Some(mask) = process.user().umask().and_then(Mode::from_bits) {
-        umask(mask);
-    }
+    umask(process.user().umask().and_then(Mode::from_bits).unwrap_or(Mode::from_bits_truncate(UMASK)));
     if let Some(profile) = process.apparmor_profile() {
         apparmor::apply_profile(profile).map_err(|error| step("applying the AppArmor profile")(&error))?;
     }

@@ -25,12 +25,16 @@ mod executor;
 mod filter;
 mod frame;
 mod home;
+mod idmap;
 mod job;
 mod log;
 mod oci;
 mod pod_init;
+mod pod_namespaces;
+mod probe;
 mod rootfs;
 mod serve;
+mod stage;
 mod status;
 mod stdio;
 mod stream;
@@ -38,6 +42,7 @@ mod sys;
 mod terminal;
 mod trace;
 mod update;
+mod userns;
 mod warm;
 
 use std::process::ExitCode;
@@ -46,8 +51,12 @@ const USAGE: &str = "usage:
   berth-shim serve --id ID --bundle DIR [--socket-fd N] [--runtime PATH [--runtime-root DIR]]
                    [--seccomp-cache DIR]
       serves the Task service on the listening socket passed as descriptor N (3 unless said)
-  berth-shim pod-init --pidns-path PATH
+  berth-shim pod-init --pidns-path PATH [--userns PATH]
       makes a PID namespace, pins it at PATH and prints the process id of its first process
+  berth-shim pod-namespaces --directory DIR --uid-map C:H:N --gid-map C:H:N --kinds KIND[,KIND]
+      makes a user namespace and in it one of each KIND (net, ipc, uts), and pins them in DIR by their kinds
+  berth-shim probe-userns --root DIR --state DIR
+      tells whether pods whose files are there can have user namespaces
   berth-shim --version";
 
 fn main() -> ExitCode {
@@ -57,6 +66,8 @@ fn main() -> ExitCode {
     let result = match command.as_str() {
         "serve" => serve::Options::parse(&rest).and_then(serve::run),
         "pod-init" => pod_init::run(&rest),
+        "pod-namespaces" => pod_namespaces::run(&rest),
+        "probe-userns" => probe::run(&rest),
         "--version" | "version" => {
             println!("berth-shim {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -8,10 +8,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::adapt;
 use crate::cgroup;
-use crate::create::{Creation, console_listener, console_path, report_cgroup};
+use crate::create::{Creation, Prepared, console_listener, console_path, prepare, report_cgroup};
 use crate::job::Reporter;
-use crate::rootfs;
+use crate::stage::{self, Runtime};
 use crate::status::{Code, Failure};
 
 /// Which binary, and where it keeps its state.
@@ -65,8 +66,10 @@ impl Binary {
 
     pub(crate) fn create(&self, creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
         let own = cgroup::own_membership().map_err(|error| Failure::doing("reading the cgroup", &error))?;
-        rootfs::private_namespace(&creation.bundle)?;
-        rootfs::mount_all(&creation.rootfs, &creation.bundle.join("rootfs"))?;
+        let Prepared { mut spec, container, mut stage } = prepare(&creation)?;
+        if stage::mounts(&mut spec, &creation.bundle, &container, &mut stage, Runtime::Binary)? {
+            adapt::replace(&spec, &creation.bundle)?;
+        }
         let pid_file = self.bundle.join("init.pid");
         let listener = if creation.terminal { Some(console_listener(&creation.bundle)?) } else { None };
         let (bundle, pid_path) = (self.bundle.display().to_string(), pid_file.display().to_string());

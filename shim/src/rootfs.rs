@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
@@ -15,7 +16,9 @@ use rustix::mount::{
     move_mount,
 };
 
+use crate::stage::Stage;
 use crate::status::Failure;
+use crate::userns::Maps;
 
 /// One mount of a Create request.
 #[derive(Clone, Debug)]
@@ -53,7 +56,7 @@ fn unescape(text: &str) -> String {
 }
 
 /// Mounts them on `target`, one over the other.
-pub(crate) fn mount_all(mounts: &[RootfsMount], target: &Path) -> Result<(), Failure> {
+pub(crate) fn mount_all(mounts: &[RootfsMount], target: &Path, stage: &mut Stage) -> Result<(), Failure> {
     if mounts.is_empty() {
         return Ok(());
     }
@@ -62,7 +65,7 @@ pub(crate) fn mount_all(mounts: &[RootfsMount], target: &Path) -> Result<(), Fai
     for one in mounts {
         let what = || format!("mounting {} on {}", one.kind, target.display());
         match one.kind.as_str() {
-            "overlay" => overlay(&one.options, target),
+            "overlay" => overlay(&one.options, target, stage),
             "bind" | "rbind" => bind(one, target),
             _ => plain(one, target),
         }
@@ -80,8 +83,98 @@ fn detail(what: &str, error: rustix::io::Errno) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
+/// Mounts an overlay. Beside the options of mount(2) there are those of containerd: `uidmap=` and `gidmap=` map the owners of the
+/// lower layers (inside:outside:count); and one of ours: with `idmap-upper` those of the upper one are mapped as well, so that
+/// what the container writes lies on disk with the ids that the container sees.
+pub(crate) fn overlay(options: &[String], target: &Path, stage: &mut Stage) -> io::Result<()> {
+    let value = |key: &str| options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='));
+    let mut plain: Vec<String> = Vec::new();
+    for option in options {
+        let key = option.split_once('=').map_or(option.as_str(), |(key, _)| key);
+        match (key, plain.last_mut()) {
+            ("uidmap" | "gidmap" | "idmap-upper", _) => {}
+            // The joined form is what all kernels know.
+            ("lowerdir+", Some(last)) if last.starts_with("lowerdir=") => {
+                last.push(':');
+                last.push_str(option.trim_start_matches("lowerdir+="));
+            }
+            ("lowerdir+", _) => plain.push(option.replacen("lowerdir+", "lowerdir", 1)),
+            _ => plain.push(option.clone()),
+        }
+    }
+    let (Some(uids), Some(gids)) = (value("uidmap"), value("gidmap")) else {
+        return unmapped_overlay(&plain, target);
+    };
+    let maps = Maps::parse(uids, gids).map_err(io::Error::other)?;
+    let upper = options.iter().any(|option| option == "idmap-upper");
+    let mut staged = Vec::new();
+    let result = mapped_overlay(&plain, target, &maps, upper, stage, &mut staged);
+    for path in &staged {
+        stage.drop_layer(path);
+    }
+    result
+}
+
+fn mapped_overlay(
+    options: &[String],
+    target: &Path,
+    maps: &Maps,
+    upper: bool,
+    stage: &mut Stage,
+    staged: &mut Vec<PathBuf>,
+) -> io::Result<()> {
+    let mut list: Vec<String> = Vec::new();
+    // The upper and the working directory must be on one mount.
+    let mut writable: Option<(PathBuf, PathBuf)> = None;
+    for option in options {
+        match option.split_once('=') {
+            Some(("lowerdir", layers)) => {
+                let mut lower: Vec<String> = Vec::new();
+                for layer in layers.split(':') {
+                    let path = stage.layer(Path::new(layer), maps)?;
+                    lower.push(path.display().to_string());
+                    staged.push(path);
+                }
+                list.push(format!("lowerdir={}", lower.join(":")));
+            }
+            Some((key @ ("upperdir" | "workdir"), directory)) if upper => {
+                let directory = Path::new(directory);
+                let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else {
+                    return Err(io::Error::other(format!("{option}: not a directory to map")));
+                };
+                let path = match &writable {
+                    Some((known, path)) if known == parent => path.clone(),
+                    Some(_) => return Err(io::Error::other("upperdir and workdir must lie side by side")),
+                    None => {
+                        let path = stage.layer(parent, maps)?;
+                        staged.push(path.clone());
+                        writable = Some((parent.to_owned(), path.clone()));
+                        path
+                    }
+                };
+                list.push(format!("{key}={}", path.join(name).display()));
+            }
+            _ => list.push(option.clone()),
+        }
+    }
+    let mapped = if upper { maps.root() } else { None };
+    let Some((uid, gid)) = mapped else { return unmapped_overlay(&list, target) };
+    // The kernel makes the overlay's own files as whom it was mounted by: there must be an id for him on the mapped layer.
+    let capabilities = rustix::thread::capabilities(None)?;
+    setfsgid(Gid::from_raw(gid));
+    setfsuid(Uid::from_raw(uid));
+    // The change took those that concern files.
+    let result = rustix::thread::set_capabilities(None, capabilities)
+        .map_err(io::Error::from)
+        .and_then(|()| unmapped_overlay(&list, target));
+    setfsuid(Uid::from_raw(0));
+    setfsgid(Gid::from_raw(0));
+    rustix::thread::set_capabilities(None, capabilities)?;
+    result
+}
+
 /// Overlay through fsopen: each layer is given by itself, so their number is not bounded by a page of options.
-fn overlay(options: &[String], target: &Path) -> io::Result<()> {
+fn unmapped_overlay(options: &[String], target: &Path) -> io::Result<()> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(errno)?;
     let set = |key: &str, value: &str| {
         fsconfig_set_string(context.as_fd(), key, value)

@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, fchown, fstat, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::log::{Lines, Log, Origin};
@@ -44,6 +44,23 @@ pub(crate) struct Stdio {
 /// Whether a stream is for attached clients.
 pub(crate) fn is_attached(path: &str) -> bool {
     path == ATTACHED || path == ATTACHED_ONCE
+}
+
+/// Makes the container's user the owner of those streams that are pipes, so that he may open them once more as `/dev/stdout`
+/// and the like. Ids are those outside of user namespaces.
+pub(crate) fn give<'a>(
+    streams: impl Iterator<Item = &'a OwnedFd>,
+    uid: u32,
+    gid: u32,
+) -> Result<(), rustix::io::Errno> {
+    for stream in streams {
+        let found = fstat(stream)?;
+        let is_pipe = FileType::from_raw_mode(found.st_mode) == FileType::Fifo;
+        if is_pipe && (found.st_uid, found.st_gid) != (uid, gid) {
+            fchown(stream, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        }
+    }
+    Ok(())
 }
 
 fn open_fifo(path: &str, flags: OFlags) -> Result<OwnedFd, Failure> {

@@ -1,9 +1,13 @@
 //! The few system calls that need `unsafe`, each behind a function that is safe to call from the shim's only thread.
 #![allow(unsafe_code)]
 
+mod mount;
+
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+pub(crate) use mount::mount_setattr;
 
 /// Which side of a [`fork`] this is.
 #[derive(Debug)]

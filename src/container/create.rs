@@ -14,7 +14,7 @@ use oci_spec::runtime::Spec;
 
 use super::error::Error;
 use super::snapshot::{Layout, log_path};
-use super::spec::{self, NamespacePaths, PodFiles, SpecInput};
+use super::spec::{self, IdMaps, NamespacePaths, PodFiles, SpecInput};
 use super::tools::{Surroundings, Tools};
 use super::{end_without_shim, remove, volumes};
 use crate::image::{Image, LayerHold};
@@ -163,7 +163,8 @@ async fn make_recorded(
         _ => "",
     };
     let creation = {
-        let (shim, rootfs) = (shim.clone(), overlay(&lower, &layout));
+        let maps = spec::user_namespace(&pod.config)?;
+        let (shim, rootfs) = (shim.clone(), overlay(&lower, &layout, maps.as_ref()));
         let (id, stages) = (record.id.clone(), tools.stages.clone());
         // A task of its own: it goes on while nobody waits for it.
         let task = tokio::spawn(async move {
@@ -243,6 +244,7 @@ fn prepare(
         image_layers: &layers.mounts,
         rootfs: &rootfs,
         namespaces: NamespacePaths {
+            user: pod.user.as_deref(),
             network: pod.network.as_deref(),
             ipc: pod.ipc.as_deref(),
             uts: pod.uts.as_deref(),
@@ -295,16 +297,17 @@ fn write_bundle(bundle: &Path, spec: &Spec) -> Result<(), Error> {
     write("process.json", serde_json::to_vec(spec.process()))
 }
 
-/// The container's root: the image's layers below a writable directory.
-fn overlay(lower: &[PathBuf], layout: &Layout) -> ShimMount {
+/// The container's root: the image's layers below a writable directory, all with their owners as the pod's user namespace
+/// has them.
+fn overlay(lower: &[PathBuf], layout: &Layout, maps: Option<&IdMaps>) -> ShimMount {
     let lower: Vec<_> = lower.iter().map(|path| path.to_string_lossy()).collect();
-    ShimMount {
-        kind: "overlay".to_owned(),
-        source: "overlay".to_owned(),
-        options: vec![
-            format!("lowerdir={}", lower.join(":")),
-            format!("upperdir={}", layout.upper().display()),
-            format!("workdir={}", layout.work().display()),
-        ],
+    let mut options = vec![
+        format!("lowerdir={}", lower.join(":")),
+        format!("upperdir={}", layout.upper().display()),
+        format!("workdir={}", layout.work().display()),
+    ];
+    if let Some((uids, gids)) = maps.map(IdMaps::texts) {
+        options.extend([format!("uidmap={uids}"), format!("gidmap={gids}"), "idmap-upper".to_owned()]);
     }
+    ShimMount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }
 }

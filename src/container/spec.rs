@@ -36,6 +36,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod user;
+mod userns;
 
 use oci_spec::runtime::{Linux, Process, Root, Spec, User as OciUser};
 
@@ -51,6 +52,7 @@ pub use self::security::{default_masked_paths, default_readonly_paths};
 pub use self::signal::stop_signal;
 pub use self::sysctls::{Scope, Sysctl, sysctls};
 pub use self::user::User;
+pub use self::userns::{IdMaps, check_user_namespace, user_namespace};
 
 /// The version of the OCI runtime specification that we write. Nothing newer is used.
 const OCI_VERSION: &str = "1.1.0";
@@ -93,8 +95,17 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, Error> {
     linux.set_seccomp(seccomp::build(input, &bounding)?);
     process.set_capabilities(Some(capabilities));
 
-    let mounts = mounts::build(input)?;
-    let devices = devices::build(input)?;
+    let context = input.container.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let maps = userns::of_container(input.pod, context.and_then(|c| c.namespace_options.as_ref()))?;
+    if let Some(maps) = &maps {
+        userns::check_user(maps, &user)?;
+    }
+    let mut mounts = mounts::build(input, maps.as_ref())?;
+    let mut devices = devices::build(input)?;
+    if maps.is_some() {
+        // Root of a user namespace makes no device nodes.
+        mounts.add(devices.binds());
+    }
     let mut resources = resources::build(input, &mut notes)?;
     resources.set_devices(Some(devices.rules));
     linux
@@ -103,10 +114,9 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, Error> {
         .set_devices((!devices.nodes.is_empty()).then_some(devices.nodes))
         .set_rootfs_propagation(mounts.rootfs_propagation.map(str::to_owned))
         .set_cgroups_path(Some(input.cgroups_path.into()))
-        .set_uid_mappings(None)
-        .set_gid_mappings(None);
+        .set_uid_mappings(maps.as_ref().map(|maps| maps.uids.clone()))
+        .set_gid_mappings(maps.as_ref().map(|maps| maps.gids.clone()));
 
-    let context = input.container.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let mut root = Root::default();
     root.set_path(input.rootfs.to_path_buf()).set_readonly(Some(context.is_some_and(|c| c.readonly_rootfs)));
 

@@ -62,6 +62,7 @@ pub(crate) struct Surroundings {
     pub(crate) config: Arc<PodSandboxConfig>,
     pub(crate) handler: Arc<Handler>,
     /// Pins of the pod's namespaces; `None` where it uses the host's.
+    pub(crate) user: Option<PathBuf>,
     pub(crate) network: Option<PathBuf>,
     pub(crate) ipc: Option<PathBuf>,
     pub(crate) uts: Option<PathBuf>,

@@ -1,38 +1,22 @@
 //! PID 1 of a pod whose containers share one PID namespace: the shim's own program, which reaps orphans and sleeps.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
-
-use tokio::process::Command;
 
 use super::error::Error;
+use super::helper;
 
-/// The program forks and answers at once; this is for a machine under heavy load.
-const ANSWER: Duration = Duration::from_secs(30);
-
-/// Starts the process and pins its PID namespace to `pin`. Returns its process id.
-pub(super) async fn start(program: &Path, pin: &Path) -> Result<u32, Error> {
-    let failed = |reason: String| Error::Init { reason };
-    let child = Command::new(program)
-        .args(["pod-init", "--pidns-path"])
-        .arg(pin)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .output();
-    let output = tokio::time::timeout(ANSWER, child)
-        .await
-        .map_err(|_| failed(format!("{} did not answer in {}s", program.display(), ANSWER.as_secs())))?
-        .map_err(|error| failed(format!("{}: {error}", program.display())))?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    match said.trim().parse() {
-        Ok(pid) if output.status.success() => Ok(pid),
-        _ => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+/// Starts the process and pins its PID namespace to `pin`; the namespace belongs to the user namespace `user`, or to the
+/// daemon's. Returns its process id.
+pub(super) async fn start(program: &Path, pin: &Path, user: Option<&Path>) -> Result<u32, Error> {
+    let mut arguments: Vec<&OsStr> =
+        vec![OsStr::new("pod-init"), OsStr::new("--pidns-path"), pin.as_os_str()];
+    if let Some(user) = user {
+        arguments.extend([OsStr::new("--userns"), user.as_os_str()]);
     }
+    let said = helper::run(program, arguments).await.map_err(|reason| Error::Init { reason })?;
+    said.trim().parse().map_err(|_| Error::Init { reason: format!("it answered {said:?}") })
 }
 
 /// Ends the process; the kernel then ends all in its namespace. Does nothing when `pid` is somebody else by now: the

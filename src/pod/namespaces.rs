@@ -2,15 +2,22 @@
 //!
 //! A thread of its own unshares, configures what the namespaces hold and pins each to a file below the pod's state
 //! directory; then it ends, so no other work ever runs in a namespace that is not the daemon's.
+//!
+//! A user namespace takes a process of its own, as the kernel lets none with threads enter one: the shim's program makes it and
+//! the others in it, so that they belong to it, and pins them; the thread then joins those and configures them.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
-use crate::container::spec::Sysctl;
+use super::helper;
+use crate::container::spec::{IdMaps, Sysctl};
 
 /// A namespace could not be made, configured, pinned or let go.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +35,9 @@ pub enum Error {
     /// The kernel made no namespaces.
     #[error("unsharing the pod's namespaces")]
     Unshare(#[source] nix::Error),
+    /// The process that makes a user namespace failed.
+    #[error("making the pod's user namespace: {0}")]
+    User(String),
     /// The host name was refused.
     #[error("setting the host name {name:?}")]
     Hostname {
@@ -64,6 +74,8 @@ impl crate::error::Classify for Error {
 /// What a pod's own namespaces are to be.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
+    /// Users and groups of its own, which the other namespaces belong to.
+    pub(crate) user: Option<IdMaps>,
     /// A network namespace of its own.
     pub(crate) network: bool,
     /// System V and POSIX message queues of its own.
@@ -80,6 +92,7 @@ pub(crate) struct Namespaces {
     directory: PathBuf,
 }
 
+const USER: &str = "user";
 const NETWORK: &str = "net";
 const IPC: &str = "ipc";
 const UTS: &str = "uts";
@@ -88,6 +101,11 @@ const PID: &str = "pid";
 impl Namespaces {
     pub(crate) fn new(directory: PathBuf) -> Self {
         Self { directory }
+    }
+
+    /// Pin of the user namespace, when there is one.
+    pub(crate) fn user(&self) -> Option<PathBuf> {
+        self.existing(USER)
     }
 
     /// Pin of the network namespace, when there is one.
@@ -124,17 +142,21 @@ impl Namespaces {
     /// plain files or missing.
     pub(crate) fn intact(&self, plan: &Plan) -> bool {
         let pinned = |name: &str| is_namespace(&self.directory.join(name));
-        (!plan.network || pinned(NETWORK))
+        (plan.user.is_none() || pinned(USER))
+            && (!plan.network || pinned(NETWORK))
             && (!plan.ipc || pinned(IPC))
             && (plan.uts.is_none() || pinned(UTS))
     }
 
-    /// Makes and pins the namespaces of `plan`.
+    /// Makes and pins the namespaces of `plan`; `program` is the shim's.
     ///
     /// # Errors
     /// [`Error`] of the step that failed; what was pinned before it stays for [`Namespaces::remove`].
-    pub(crate) async fn make(&self, plan: Plan) -> Result<(), Error> {
+    pub(crate) async fn make(&self, plan: Plan, program: &Path) -> Result<(), Error> {
         let directory = self.directory.clone();
+        if let Some(maps) = &plan.user {
+            self.make_user(maps, &plan, program).await?;
+        }
         let (done, result) = tokio::sync::oneshot::channel();
         std::thread::Builder::new()
             .name("namespaces".into())
@@ -147,10 +169,27 @@ impl Namespaces {
         result.await.map_err(|_| Error::Thread("it ended without an answer".to_owned()))?
     }
 
+    async fn make_user(&self, maps: &IdMaps, plan: &Plan, program: &Path) -> Result<(), Error> {
+        let directory = self.directory.clone();
+        tokio::fs::create_dir_all(&directory).await.map_err(|source| Error::Path {
+            action: "making the directory",
+            path: directory.clone(),
+            source,
+        })?;
+        let kinds: Vec<_> = plan.kinds().iter().map(|(_, name)| *name).collect();
+        let (uids, gids) = maps.texts();
+        let mut arguments: Vec<OsString> = vec!["pod-namespaces".into(), "--directory".into()];
+        arguments.push(directory.into());
+        arguments.extend(
+            ["--uid-map", &uids, "--gid-map", &gids, "--kinds", &kinds.join(",")].map(OsString::from),
+        );
+        helper::run(program, arguments).await.map(|_| ()).map_err(Error::User)
+    }
+
     /// Lets go of every namespace; those not there are fine. The kernel ends them in the background.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         let mut result = Ok(());
-        for name in [NETWORK, IPC, UTS, PID] {
+        for name in [NETWORK, IPC, UTS, PID, USER] {
             if let Err(error) = unpin(&self.directory.join(name)) {
                 result = Err(error);
             }
@@ -170,36 +209,77 @@ fn make_here(directory: &Path, plan: &Plan) -> Result<(), Error> {
         path: directory.to_owned(),
         source,
     })?;
-    let mut flags = CloneFlags::empty();
-    flags.set(CloneFlags::CLONE_NEWNET, plan.network);
-    flags.set(CloneFlags::CLONE_NEWIPC, plan.ipc);
-    flags.set(CloneFlags::CLONE_NEWUTS, plan.uts.is_some());
-    if flags.is_empty() {
+    let kinds = plan.kinds();
+    if kinds.is_empty() {
         return Ok(());
     }
-    unshare(flags).map_err(Error::Unshare)?;
+    if plan.user.is_some() {
+        for (flag, name) in &kinds {
+            join(*flag, &directory.join(name))?;
+        }
+    } else {
+        unshare(kinds.iter().map(|(flag, _)| *flag).collect()).map_err(Error::Unshare)?;
+    }
     if let Some(name) = &plan.uts {
         nix::unistd::sethostname(name).map_err(|source| Error::Hostname { name: name.clone(), source })?;
     }
     for sysctl in &plan.sysctls {
-        set_sysctl(sysctl)?;
+        let written = match (write_sysctl(sysctl), &plan.user) {
+            // Which root may write those of IPC namespaces differs between kernels: ours, or theirs.
+            (Err(error), Some(maps)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                as_root_of(maps, || write_sysctl(sysctl))
+            }
+            (written, _) => written,
+        };
+        written.map_err(|source| Error::Sysctl {
+            key: sysctl.name.clone(),
+            value: sysctl.value.clone(),
+            source,
+        })?;
     }
-    for (wanted, name) in [(plan.network, NETWORK), (plan.ipc, IPC), (plan.uts.is_some(), UTS)] {
-        if wanted {
+    if plan.user.is_none() {
+        for (_, name) in kinds {
             pin(&PathBuf::from(format!("/proc/thread-self/ns/{name}")), &directory.join(name))?;
         }
     }
     Ok(())
 }
 
+impl Plan {
+    /// What is to be made beside a user namespace.
+    fn kinds(&self) -> Vec<(CloneFlags, &'static str)> {
+        [
+            (self.network, CloneFlags::CLONE_NEWNET, NETWORK),
+            (self.ipc, CloneFlags::CLONE_NEWIPC, IPC),
+            (self.uts.is_some(), CloneFlags::CLONE_NEWUTS, UTS),
+        ]
+        .into_iter()
+        .filter_map(|(wanted, flag, name)| wanted.then_some((flag, name)))
+        .collect()
+    }
+}
+
+fn join(kind: CloneFlags, pin: &Path) -> Result<(), Error> {
+    let failed =
+        |source| Error::Path { action: "joining the namespace pinned at", path: pin.to_owned(), source };
+    let namespace = File::open(pin).map_err(failed)?;
+    setns(namespace, kind).map_err(|errno| failed(errno.into()))
+}
+
 /// Writes a kernel parameter. `/proc/sys` shows the parameters of the namespaces of whoever opens the file.
-fn set_sysctl(sysctl: &Sysctl) -> Result<(), Error> {
-    let opened = fs::OpenOptions::new().write(true).open(sysctl.path());
-    opened.and_then(|mut file| file.write_all(sysctl.value.as_bytes())).map_err(|source| Error::Sysctl {
-        key: sysctl.name.clone(),
-        value: sysctl.value.clone(),
-        source,
-    })
+fn write_sysctl(sysctl: &Sysctl) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(sysctl.path())?.write_all(sysctl.value.as_bytes())
+}
+
+/// Does it as the user who is root in the namespace. Only the calling thread is somebody else meanwhile.
+fn as_root_of<T>(maps: &IdMaps, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let Some((uid, gid)) = maps.root() else { return Err(io::ErrorKind::PermissionDenied.into()) };
+    set_thread_res_gid(Gid::ROOT, Gid::from_raw(gid), Gid::ROOT)?;
+    set_thread_res_uid(Uid::ROOT, Uid::from_raw(uid), Uid::ROOT)?;
+    let result = work();
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    result
 }
 
 fn pin(namespace: &Path, target: &Path) -> Result<(), Error> {
@@ -252,13 +332,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let namespaces = Namespaces::new(root.path().join("ns"));
         let plan = Plan {
+            user: None,
             network: true,
             ipc: true,
             uts: Some("pod-host".into()),
             sysctls: vec![sysctl("net.ipv4.ip_unprivileged_port_start", "0")],
         };
         assert!(!namespaces.intact(&plan));
-        namespaces.make(plan.clone()).await.unwrap();
+        namespaces.make(plan.clone(), Path::new("/")).await.unwrap();
         assert!(namespaces.intact(&plan));
         let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
         assert_ne!(inode(&namespaces.network().unwrap()), inode(Path::new("/proc/self/ns/net")));
@@ -277,7 +358,7 @@ mod tests {
             sysctls: vec![sysctl("net.ipv4.no_such_thing", "1")],
             ..Default::default()
         };
-        let error = namespaces.make(plan).await.unwrap_err();
+        let error = namespaces.make(plan, Path::new("/")).await.unwrap_err();
         assert!(error.to_string().contains("no_such_thing"), "{error}");
         namespaces.remove().unwrap();
     }

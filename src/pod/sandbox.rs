@@ -30,6 +30,8 @@ pub(super) async fn bring_up(
     handler: Arc<Handler>,
 ) -> Result<Sandbox, Error> {
     let plan = plan(&config)?;
+    spec::check_user_namespace(&config, &shared.tools.host, &handler.options)
+        .map_err(container::Error::Spec)?;
     // A container is likely to follow at once.
     crate::cgroup::prime(shared.tools.host.cgroup);
     shared.records.put(&record.id, &record).await?;
@@ -70,8 +72,9 @@ async fn make(
         }
     };
     let own_network = plan.network;
-    let (files, made) =
-        tokio::join!(files, shared.tools.stages.time(Stage::SandboxCreateNamespaces, namespaces.make(plan)));
+    let making = namespaces.make(plan, shared.tools.launcher.program());
+    let making = shared.tools.stages.time(Stage::SandboxCreateNamespaces, making);
+    let (files, made) = tokio::join!(files, making);
     files?;
     made?;
     let mut addresses: Vec<IpAddr> = Vec::new();
@@ -87,7 +90,9 @@ async fn make(
     };
     named.await.map_err(|_| Error::ShuttingDown)??;
     if spec::shares_pid(config) {
-        record.init_pid = init::start(shared.tools.launcher.program(), &namespaces.pid_path()).await?;
+        let user = namespaces.user();
+        let program = shared.tools.launcher.program();
+        record.init_pid = init::start(program, &namespaces.pid_path(), user.as_deref()).await?;
     }
     Ok(())
 }
@@ -158,6 +163,7 @@ pub(super) fn surroundings(
         pod_id: record.id.clone(),
         config,
         handler,
+        user: namespaces.user(),
         network: namespaces.network(),
         ipc: namespaces.ipc(),
         uts: namespaces.uts(),
@@ -184,6 +190,7 @@ fn plan(config: &PodSandboxConfig) -> Result<Plan, Error> {
     spec::check_hostname(&name).map_err(invalid)?;
     spec::check_pod(config).map_err(invalid)?;
     Ok(Plan {
+        user: spec::user_namespace(config).map_err(invalid)?,
         network,
         ipc: !spec::host_ipc(config),
         // On the host's network a pod has the host's name: what it is reached by.

@@ -14,7 +14,7 @@ use crate::image::{self, Images, Limits};
 use crate::meter::Meter;
 use crate::pod::{self, Pods};
 use crate::recovery;
-use crate::shim::{Backend, Launcher};
+use crate::shim::{self, Backend, Launcher};
 use crate::stats::{self, Stats};
 use crate::streaming::{self, Streaming};
 
@@ -38,6 +38,7 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     let driver = cgroup_driver(config.cgroup.driver);
     let options = pod_options(config, driver, meter)?;
     let (naming, mode) = (options.naming.clone(), options.host.cgroup);
+    let facts = facts(loaded, driver, options.host.no_user_namespaces.as_deref());
     let pods = Pods::open(options, images.clone(), networks.clone()).map_err(Error::Pods)?;
     recovery::run(&pods, &networks, &images).await.map_err(Error::Pods)?;
     let stats = Stats::new(stats::Options {
@@ -49,7 +50,7 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     });
     tokio::spawn(stats.clone().sample());
     let streaming = Streaming::open(&streaming_options(config), pods.clone()).map_err(Error::Streaming)?;
-    Ok(Rooms { pods, images, facts: Arc::new(facts(loaded, driver)), stats, streaming, networks })
+    Ok(Rooms { pods, images, facts: Arc::new(facts), stats, streaming, networks })
 }
 
 /// What may be configured, but is not built: said at once, not half done.
@@ -111,6 +112,9 @@ fn interface_prefix(bridge: &str) -> String {
 }
 
 fn pod_options(config: &Config, driver: CgroupDriver, meter: &Meter) -> Result<pod::Options, Error> {
+    let program = shim_program(config.shim.as_deref())?;
+    let mut host = spec::Host::detect();
+    host.no_user_namespaces = shim::user_namespaces(&program, &config.root, &config.state);
     let handlers = config.runtimes.iter().map(|(name, runtime)| crate::container::Handler {
         name: name.clone(),
         backend: match runtime {
@@ -119,6 +123,7 @@ fn pod_options(config: &Config, driver: CgroupDriver, meter: &Meter) -> Result<p
         },
         options: HandlerOptions {
             recursive_read_only_mounts: recursive_read_only(runtime),
+            user_namespaces: joins_user_namespaces(runtime),
             ..HandlerOptions::default()
         },
     });
@@ -129,12 +134,11 @@ fn pod_options(config: &Config, driver: CgroupDriver, meter: &Meter) -> Result<p
     Ok(pod::Options {
         root: config.root.clone(),
         state: config.state.clone(),
-        launcher: Launcher::new(shim_program(config.shim.as_deref())?)
-            .with_filters(config.state.join("seccomp")),
+        launcher: Launcher::new(program).with_filters(config.state.join("seccomp")),
         handlers: handlers.collect(),
         default_handler: config.default_runtime.clone(),
         naming: cgroup::Naming::new(driver, &config.cgroup.root),
-        host: spec::Host::detect(),
+        host,
         default_network: config.network.default.clone(),
         stages: meter.stages.clone(),
     })
@@ -155,17 +159,25 @@ fn shim_program(configured: Option<&Path>) -> Result<PathBuf, Error> {
         .ok_or(Error::NoShim)
 }
 
-fn facts(loaded: &Loaded, cgroup_driver: CgroupDriver) -> Facts {
+fn facts(loaded: &Loaded, cgroup_driver: CgroupDriver, no_user_namespaces: Option<&str>) -> Facts {
     let config = &loaded.config;
     let bridge = &config.network.bridge;
     Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cgroup_driver,
         default_runtime: config.default_runtime.clone(),
-        handlers: config.runtimes.iter().map(|(name, runtime)| handler(name, runtime)).collect(),
+        handlers: config
+            .runtimes
+            .iter()
+            .map(|(name, runtime)| Handler {
+                name: name.clone(),
+                recursive_read_only_mounts: recursive_read_only(runtime),
+                user_namespaces: no_user_namespaces.is_none() && joins_user_namespaces(runtime),
+            })
+            .collect(),
         supplemental_groups_policy: true,
         config: loaded.settings.to_json(),
-        features: super::features::found(),
+        features: super::features::found(no_user_namespaces),
         network: serde_json::json!({
             "default": config.network.default,
             "bridge": bridge.name,
@@ -174,22 +186,23 @@ fn facts(loaded: &Loaded, cgroup_driver: CgroupDriver) -> Facts {
     }
 }
 
-/// Features that are not built are reported as missing.
-fn handler(name: &str, runtime: &Runtime) -> Handler {
-    Handler {
-        name: name.to_owned(),
-        recursive_read_only_mounts: recursive_read_only(runtime),
-        user_namespaces: false,
-    }
-}
-
 /// Whether mounts can be read-only with all below them: the kernel has mount_setattr(2), and the runtime uses it (the
 /// OCI runtime specification, features.md, "mountOptions").
 fn recursive_read_only(runtime: &Runtime) -> bool {
     let kernel = has_mount_setattr();
     match runtime {
-        Runtime::Oci { path, .. } => kernel && knows_mount_option(path, "rro"),
+        Runtime::Oci { path, .. } => kernel && lists(&features(path)["mountOptions"], "rro"),
         _ => kernel,
+    }
+}
+
+/// Whether containers can be put into a user namespace that is there. Mounts with mapped owners are the shim's work, whoever
+/// creates the container.
+fn joins_user_namespaces(runtime: &Runtime) -> bool {
+    match runtime {
+        Runtime::Oci { path, .. } => lists(&features(path)["linux"]["namespaces"], "user"),
+        Runtime::Shim { .. } => false,
+        _ => true,
     }
 }
 
@@ -200,10 +213,14 @@ fn has_mount_setattr() -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (5, 12)
 }
 
-fn knows_mount_option(runtime: &Path, option: &str) -> bool {
-    let Ok(output) = std::process::Command::new(runtime).arg("features").output() else { return false };
-    let features: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    features["mountOptions"].as_array().is_some_and(|known| known.iter().any(|known| known == option))
+/// What an OCI runtime says of itself (the OCI runtime specification, features.md); null when it does not.
+fn features(runtime: &Path) -> serde_json::Value {
+    let output = std::process::Command::new(runtime).arg("features").output();
+    output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or_default()
+}
+
+fn lists(known: &serde_json::Value, name: &str) -> bool {
+    known.as_array().is_some_and(|known| known.iter().any(|known| known == name))
 }
 
 /// Detected once: the kubelet follows it, and it must not change while pods are there. systemd makes the groups where it

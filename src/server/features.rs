@@ -10,8 +10,8 @@ use crate::cgroup::Mode;
 const CONTROLLERS: &[&str] =
     &["cpu", "cpuset", "memory", "pids", "io", "blkio", "hugetlb", "devices", "freezer"];
 
-/// Features found, by name.
-pub(super) fn found() -> Value {
+/// Features found, by name. `no_user_namespaces` says why pods can't have them, if so.
+pub(super) fn found(no_user_namespaces: Option<&str>) -> Value {
     let mode = Mode::detect();
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
@@ -39,7 +39,8 @@ pub(super) fn found() -> Value {
         "erofs": filesystem("erofs"),
         "recursiveReadOnly": version >= (5, 12),
         "userNamespaces": there("/proc/self/ns/user") && positive("/proc/sys/user/max_user_namespaces"),
-        "podUserNamespaces": version >= (6, 3),
+        "podUserNamespaces": no_user_namespaces.is_none(),
+        "podUserNamespacesMissing": no_user_namespaces,
         "seccomp": there("/proc/sys/kernel/seccomp/actions_avail"),
         "appArmor": there("/sys/kernel/security/apparmor"),
         "seLinux": there("/sys/fs/selinux/enforce"),
@@ -61,6 +62,6 @@ mod tests {
         assert_eq!(version("6.12.3-amd64"), (6, 12));
         assert_eq!(version("5.4"), (5, 4));
         assert_eq!(version("odd"), (0, 0));
-        assert!(found()["kernel"].is_string());
+        assert!(found(None)["kernel"].is_string());
     }
 }

@@ -14,7 +14,7 @@ REASONS = [
     (r"\[k8s\.io\] AppArmor", "AppArmor is not on on this host"),
     (r"\[k8s\.io\] NRI|Node Resource Interface", "Berth has no NRI socket yet"),
     (r"benchmark", "measures, and judges nothing: run with `-ginkgo.focus=benchmark`"),
-    (r"UserNamespaces", "user namespaces are not built yet, and Status says so"),
+    (r"UserNamespaces", "this kernel lacks what user namespaces of pods need, and Status says so"),
 ]
 
 

@@ -3,11 +3,14 @@
 use std::time::{Duration, Instant};
 
 use k8s_cri::v1::{
-    ContainerFilter, ContainerState, ContainerStateValue, ListContainersRequest, Mount, NamespaceMode,
+    ContainerFilter, ContainerState, ContainerStateValue, ImageSpec, ListContainersRequest, Mount,
+    NamespaceMode,
 };
 use libtest_mimic::Trial;
+use serde_json::json;
 use tonic::Code;
 
+use crate::support::image::{Image, Layer, Packing};
 use crate::support::spec::{ContainerOptions, script};
 use crate::support::world::assert_code;
 use crate::support::{World, container, within};
@@ -31,6 +34,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         terminal,
         standard_input_is_empty,
         image_volumes,
+        images_as_volumes,
         read_only_root,
         the_writable_layer_is_the_containers_own,
     ]
@@ -289,6 +293,38 @@ async fn image_volumes(world: &mut World) {
     config.security().readonly_rootfs = true;
     let (output, status) = world.output_of(&world.pod("volume"), &config).await;
     assert_eq!((output.as_str(), status.exit_code), ("kept\n", 0));
+}
+
+/// Of one layer and of many, on any kernel, by any runtime.
+async fn images_as_volumes(world: &mut World) {
+    let mut model = Image::new(json!({}));
+    for number in 0..20 {
+        let layer =
+            Layer::new().file(&format!("part-{number}"), 0o644, b"x").file("last", 0o644, &[b'a' + number]);
+        model = model.layer(layer, Packing::Gzip);
+    }
+    world.registry.push("test/model", "1", &model);
+    let (model, one) = (world.image("model").await, world.image("web").await);
+    let volume = |path: &str, image: &str| Mount {
+        container_path: path.into(),
+        readonly: true,
+        image: Some(ImageSpec { image: image.into(), ..Default::default() }),
+        ..Default::default()
+    };
+    let line = "ls /many | wc -l; cat /many/last /many/part-0; echo; touch /many/x 2>/dev/null || echo refused; \
+                test -x /one/bin/busybox && ! touch /one/x 2>/dev/null && grep -c ' /many overlay ro' /proc/mounts";
+    let image = world.image("busybox").await;
+    for handler in ["", "runc", "crun"] {
+        let pod = world.pod("model");
+        let pod_id = world.run_pod_with(&pod, handler).await.unwrap();
+        let mut config = script("main", &image, line);
+        config.mounts = vec![volume("/many", &model), volume("/one", &one)];
+        let id = world.launch(&pod_id, &pod, &config).await.unwrap();
+        assert_eq!(world.wait_exit(&id).await.exit_code, 0);
+        assert_eq!(world.log_text(&pod, &config), "21\ntx\nrefused\n1\n", "{handler:?}");
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!table.lines().any(|line| line.contains(" overlay ") && line.contains(&id)), "{table}");
+    }
 }
 
 async fn read_only_root(world: &mut World) {

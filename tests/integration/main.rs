@@ -29,6 +29,7 @@ mod restart;
 mod runtimes;
 mod security;
 mod stats;
+mod userns;
 
 use libtest_mimic::{Arguments, Trial};
 use support::World;
@@ -62,6 +63,7 @@ fn main() {
             runtimes::trials(),
             security::trials(),
             stats::trials(),
+            userns::trials(),
         ]
         .into_iter()
         .flatten()

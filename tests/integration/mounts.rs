@@ -14,7 +14,7 @@ use crate::support::world::assert_code;
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials![propagation, recursive_read_only]
+    trials![propagation, propagation_mixed, recursive_read_only]
 }
 
 /// A tmpfs of the test's own; unmounted when dropped.
@@ -70,6 +70,65 @@ async fn propagation(world: &mut World) {
         drop(later);
         world.stop_container(&id, 0).await.unwrap();
         let _ = umount2(&own, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Each mount of a container has its own propagation, whatever the others have.
+async fn propagation_mixed(world: &mut World) {
+    let source = Tmpfs::new(&world.run.join("mixed"));
+    let none: Option<&str> = None;
+    mount(none, &source.0, none, MsFlags::MS_SHARED, none).unwrap();
+    let image = world.image("busybox").await;
+    let pod = world.pod("mixed");
+    let pod_id = world.run_pod(&pod).await.unwrap();
+    let volume = |path: &str, propagation: MountPropagation| Mount {
+        container_path: path.into(),
+        host_path: source.0.to_str().unwrap().into(),
+        propagation: propagation.into(),
+        ..Default::default()
+    };
+    use MountPropagation::{PropagationBidirectional, PropagationHostToContainer, PropagationPrivate};
+    let all = [
+        ("private", PropagationPrivate),
+        ("slave", PropagationHostToContainer),
+        ("shared", PropagationBidirectional),
+    ];
+    for (number, names) in
+        [["private", "slave"], ["private", "shared"], ["slave", "shared"]].iter().enumerate()
+    {
+        for handler in ["", "runc"] {
+            let mut config = container(&format!("m{number}{handler}"), &image, &["sleep", "100000"]);
+            config.security().privileged = true;
+            config.mounts = all
+                .iter()
+                .filter(|(name, _)| names.contains(name))
+                .map(|(name, mode)| volume(&format!("/{name}"), *mode))
+                .collect();
+            let own_pod = world.pod(&format!("mixed-{number}-{handler}"));
+            let (pod_id, pod) = if handler.is_empty() {
+                (pod_id.clone(), pod.clone())
+            } else {
+                (world.run_pod_with(&own_pod, handler).await.unwrap(), own_pod)
+            };
+            let id = world.launch(&pod_id, &pod, &config).await.unwrap();
+            let later = Tmpfs::new(&source.0.join("later"));
+            for &name in names {
+                let seen = world.sh(&id, &format!("grep -c ' /{name}/later ' /proc/mounts || true")).await;
+                assert_eq!(
+                    seen,
+                    u8::from(name != "private").to_string(),
+                    "{name} of {names:?} by {handler:?}"
+                );
+                world.sh(&id, &format!("mkdir -p /{name}/own && mount -t tmpfs own /{name}/own")).await;
+                let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
+                let own = source.0.join("own");
+                let shows = table.contains(own.to_str().unwrap());
+                assert_eq!(shows, name == "shared", "{name} of {names:?} by {handler:?}");
+                world.sh(&id, &format!("umount /{name}/own")).await;
+            }
+            drop(later);
+            world.stop_container(&id, 0).await.unwrap();
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Users, groups, capabilities, privileges, seccomp, masked paths.
 
 use k8s_cri::v1::security_profile::ProfileType;
-use k8s_cri::v1::{Capability, ContainerConfig, Int64Value, SecurityProfile};
+use k8s_cri::v1::{Capability, ContainerConfig, Int64Value, SecurityProfile, SupplementalGroupsPolicy};
 use libtest_mimic::Trial;
 
 use crate::support::World;
@@ -11,6 +11,7 @@ use crate::trials;
 pub(crate) fn trials() -> Vec<Trial> {
     trials![
         users_and_groups,
+        users_of_execs,
         capabilities,
         privileged,
         no_new_privileges,
@@ -51,9 +52,40 @@ async fn users_and_groups(world: &mut World) {
     unknown.security().supplemental_groups = vec![3000, 3001];
     assert_eq!(printed(world, &unknown).await, "54321 777 777 3000 3001");
 
+    let mut strict = script("main", &users, LINE);
+    strict.security().supplemental_groups_policy = SupplementalGroupsPolicy::Strict.into();
+    strict.security().supplemental_groups = vec![3000];
+    assert_eq!(printed(world, &strict).await, "1000 1000 1000 3000");
+
     let mut home = script("main", &users, "cat /home/web/hello");
     home.security().run_as_username = "web".into();
     assert_eq!(printed(world, &home).await, "hello");
+}
+
+/// An exec is whom the container is: groups, home directory, umask, limits.
+async fn users_of_execs(world: &mut World) {
+    const LINE: &str =
+        "id -u; id -G | tr ' ' '\n' | sort -n | tr '\n' ' '; echo; echo $HOME; umask; ulimit -Hn";
+    let users = world.image("users").await;
+    for (policy, groups) in
+        [(SupplementalGroupsPolicy::Merge, "1000 2000 3000"), (SupplementalGroupsPolicy::Strict, "1000 3000")]
+    {
+        let pod = world.pod("execs");
+        let pod_id = world.run_pod(&pod).await.unwrap();
+        let mut config = script("main", &users, &format!("{LINE}; exec sleep 100000"));
+        config.security().supplemental_groups = vec![3000];
+        config.security().supplemental_groups_policy = policy.into();
+        let id = world.launch(&pod_id, &pod, &config).await.unwrap();
+        let exec = world.sh(&id, LINE).await;
+        let lines: Vec<&str> = exec.lines().map(str::trim).collect();
+        assert_eq!(lines[..4], ["1000", groups, "/home/web", "0022"], "{exec}");
+        let deadline = crate::support::within(10);
+        while world.log_text(&pod, &config).lines().count() < lines.len() {
+            assert!(std::time::Instant::now() < deadline, "{}", world.log_text(&pod, &config));
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert_eq!(world.log_text(&pod, &config).trim(), exec);
+    }
 }
 
 /// The effective capabilities as bits.

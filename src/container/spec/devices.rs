@@ -3,6 +3,7 @@
 //! The rules begin with "nothing"; what every container needs (null, zero, random, tty, ptmx, …) the OCI runtime adds
 //! itself, to the nodes and to the rules.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -20,11 +21,14 @@ const MAX_DEPTH: usize = 8;
 pub(super) struct Devices {
     pub(super) nodes: Vec<LinuxDevice>,
     pub(super) rules: Vec<LinuxDeviceCgroup>,
+    /// Where on the host each node is, by its path in the container.
+    sources: BTreeMap<PathBuf, PathBuf>,
 }
 
 /// Builds both.
 pub(super) fn build(input: &SpecInput<'_>) -> Result<Devices, Error> {
-    let mut devices = Devices { nodes: Vec::new(), rules: vec![rule(false, None, "rwm")] };
+    let rules = vec![rule(false, None, "rwm")];
+    let mut devices = Devices { nodes: Vec::new(), rules, sources: BTreeMap::new() };
     let handler = input.handler;
     if super::privileged(input) {
         if !handler.privileged_without_host_devices {
@@ -50,6 +54,22 @@ pub(super) fn build(input: &SpecInput<'_>) -> Result<Devices, Error> {
 }
 
 impl Devices {
+    /// Takes the nodes and gives the host's, as sources and paths in the container, to be bound instead. Not those that the
+    /// OCI runtime binds itself.
+    pub(super) fn binds(&mut self) -> Vec<(PathBuf, PathBuf)> {
+        const DEFAULT: [&str; 6] =
+            ["/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/urandom", "/dev/random"];
+        self.nodes.clear();
+        let sources = std::mem::take(&mut self.sources);
+        let own =
+            |source: &Path, target: &Path| source == target && DEFAULT.iter().any(|path| target == *path);
+        sources
+            .into_iter()
+            .filter(|(target, source)| !own(source, target))
+            .map(|(target, source)| (source, target))
+            .collect()
+    }
+
     /// One device, or directory of devices, of the container's configuration.
     fn asked(&mut self, device: &crate::proto::runtime::v1::Device) -> Result<(), Error> {
         const HOST: &str = "devices[].host_path";
@@ -149,6 +169,7 @@ impl Devices {
             .set_gid(Some(meta.gid()));
         // The later wins, as in the container's configuration the more specific comes later.
         self.nodes.retain(|other| other.path() != node.path());
+        self.sources.insert(node.path().clone(), source.to_path_buf());
         self.nodes.push(node);
         self.rules.push(rule(true, Some((typ, major.into(), minor.into())), access));
         Ok(())
@@ -198,6 +219,9 @@ mod tests {
         ];
         let devices = build(&fixture.input()).unwrap();
         assert_eq!(rules(&devices), ["deny a *:* rwm", "allow c 1:3 r", "allow c 1:5 rwm", "allow c 1:7 rw"]);
+        let mut bound = build(&fixture.input()).unwrap();
+        assert_eq!(bound.binds(), [(PathBuf::from("/dev/full"), PathBuf::from("/dev/nil"))]);
+        assert!(bound.nodes.is_empty());
         let shown: Vec<_> =
             devices.nodes.iter().map(|n| (n.path().display().to_string(), n.minor())).collect();
         assert_eq!(shown, [("/dev/zero".to_owned(), 5), ("/dev/nil".to_owned(), 7)]);

@@ -31,6 +31,14 @@ pub enum Error {
         /// The feature, in plural.
         feature: &'static str,
     },
+    /// A feature that this machine has not got.
+    #[error("{feature} can't be had here: {reason}")]
+    Kernel {
+        /// The feature, in plural.
+        feature: &'static str,
+        /// What is missing, with the version of Linux that has it.
+        reason: String,
+    },
     /// The container asks for a namespace of the pod that the pod hasn't got.
     #[error("namespace_options.{namespace}: the pod has no {namespace} namespace to join")]
     NoNamespace {
@@ -152,9 +160,10 @@ impl Classify for Error {
             | Self::ImageFileTooLarge { .. }
             | Self::SeccompProfile { .. } => Kind::InvalidArgument,
             Self::Unsupported { .. } => Kind::Unimplemented,
-            Self::NoNamespace { .. } | Self::Propagation { .. } | Self::SecurityModule { .. } => {
-                Kind::FailedPrecondition
-            }
+            Self::Kernel { .. }
+            | Self::NoNamespace { .. }
+            | Self::Propagation { .. }
+            | Self::SecurityModule { .. } => Kind::FailedPrecondition,
             Self::HostPath { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Kind::InvalidArgument,
                 io::ErrorKind::PermissionDenied => Kind::PermissionDenied,

@@ -26,6 +26,8 @@ pub struct Host {
     pub apparmor_default: Option<String>,
     /// SELinux is on.
     pub selinux: bool,
+    /// Why pods can't have user namespaces here; `None`: they can.
+    pub no_user_namespaces: Option<String>,
     /// Our own `oom_score_adj`.
     pub oom_score_adj: i32,
     /// We may go below our own `oom_score_adj` and above our own hard limits (CAP_SYS_RESOURCE).
@@ -59,6 +61,8 @@ impl Host {
                 && Path::new("/sys/kernel/security/apparmor").is_dir(),
             apparmor_default: None,
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            // Found out by trying, elsewhere.
+            no_user_namespaces: None,
             oom_score_adj: read_trimmed("/proc/self/oom_score_adj").and_then(|v| v.parse().ok()).unwrap_or(0),
             may_exceed: capabilities::from_bits(set("CapEff")).contains(&Capability::SysResource),
             rlimits: own_rlimits(),

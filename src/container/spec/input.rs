@@ -55,6 +55,8 @@ pub struct Volume {
 /// kind, or (pid) has none of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NamespacePaths<'a> {
+    /// Users and groups.
+    pub user: Option<&'a Path>,
     /// Network.
     pub network: Option<&'a Path>,
     /// System V and POSIX message queues, shared memory.
@@ -89,6 +91,8 @@ pub struct HandlerOptions {
     pub privileged_without_host_devices_all_devices_allowed: bool,
     /// The handler can mount recursively read-only (kernel 5.12, and a runtime that knows `rro`).
     pub recursive_read_only_mounts: bool,
+    /// Pods can have user namespaces: the handler joins one that is there.
+    pub user_namespaces: bool,
     /// The cgroup mount is writable for containers that are not privileged (cgroup v2).
     pub cgroup_writable: bool,
     /// The seccomp profile for a container that names none: unconfined when unset, as in containerd.

@@ -7,13 +7,14 @@
 
 mod image_volume;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 
 use super::mountinfo::{self, MountTable};
-use super::{Error, SpecInput, namespaces};
+use super::{Error, IdMaps, SpecInput, namespaces, userns};
 use crate::proto::runtime::v1 as cri;
 use crate::proto::runtime::v1::MountPropagation;
 
@@ -24,17 +25,17 @@ pub(super) struct Mounts {
 }
 
 /// Builds the list of mounts.
-pub(super) fn build(input: &SpecInput<'_>) -> Result<Mounts, Error> {
+pub(super) fn build(input: &SpecInput<'_>, maps: Option<&IdMaps>) -> Result<Mounts, Error> {
     let mut asked = Vec::new();
     let mut rootfs_propagation = None;
     let mut table = None;
     for (index, mount) in input.container.mounts.iter().enumerate() {
         if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
             let layers = input.image_layers.get(index).map(Vec::as_slice).unwrap_or_default();
-            asked.push(image_volume::build(mount, layers)?);
+            asked.push(image_volume::build(mount, layers, maps)?);
             continue;
         }
-        asked.push(one(input, mount, &mut table)?);
+        asked.push(one(input, mount, maps.is_some(), &mut table)?);
         match MountPropagation::try_from(mount.propagation) {
             Ok(MountPropagation::PropagationBidirectional) => rootfs_propagation = Some("shared"),
             Ok(MountPropagation::PropagationHostToContainer) => {
@@ -51,8 +52,8 @@ pub(super) fn build(input: &SpecInput<'_>) -> Result<Mounts, Error> {
     }
 
     let dev_asked = asked.iter().any(|m| m.destination() == Path::new("/dev"));
-    let mut list: Vec<Mount> = defaults(input);
-    list.extend(pod_files(input));
+    let mut list: Vec<Mount> = defaults(input, maps);
+    list.extend(pod_files(input, maps));
     let replaced = |destination: &Path| {
         asked.iter().any(|other| other.destination() == destination)
             || (dev_asked && destination.starts_with("/dev"))
@@ -61,37 +62,68 @@ pub(super) fn build(input: &SpecInput<'_>) -> Result<Mounts, Error> {
     list.extend(input.volumes.iter().filter(|volume| !replaced(&volume.destination)).map(|volume| {
         let mut mount = mount("bind", "/", &volume.source, &["rbind", "rprivate", "rw"]);
         mount.set_destination(volume.destination.clone());
-        mount
+        mapped(mount, maps)
     }));
     list.extend(asked);
-    // The sort is stable: at one depth the order of arrival stays.
-    list.sort_by_key(|mount| mount.destination().components().count());
+    sort(&mut list);
     // Nothing that the host mounts later may show in a private volume. The runtime makes all mounts of the namespace what is
     // said here for the root, and heeds no volume's own word more strictly than that.
     Ok(Mounts { list, rootfs_propagation: rootfs_propagation.or(Some("private")) })
 }
 
-fn defaults(input: &SpecInput<'_>) -> Vec<Mount> {
+impl Mounts {
+    /// Adds bind mounts of device nodes: sources and paths in the container.
+    pub(super) fn add(&mut self, devices: Vec<(PathBuf, PathBuf)>) {
+        let there: HashSet<PathBuf> = self.list.iter().map(|mount| mount.destination().clone()).collect();
+        for (source, target) in devices.into_iter().filter(|(_, target)| !there.contains(target)) {
+            let mut bind = mount("bind", "/", source, &["bind", "rprivate", "nosuid", "noexec", "rw"]);
+            bind.set_destination(target);
+            self.list.push(bind);
+        }
+        sort(&mut self.list);
+    }
+}
+
+/// The sort is stable: at one depth the order of arrival stays.
+fn sort(list: &mut [Mount]) {
+    list.sort_by_key(|mount| mount.destination().components().count());
+}
+
+/// The mount with the owners of its files shown as `maps` says.
+fn mapped(mut mount: Mount, maps: Option<&IdMaps>) -> Mount {
+    if let Some(maps) = maps {
+        mount.set_uid_mappings(Some(maps.uids.clone())).set_gid_mappings(Some(maps.gids.clone()));
+    }
+    mount
+}
+
+fn defaults(input: &SpecInput<'_>, maps: Option<&IdMaps>) -> Vec<Mount> {
     let privileged = super::privileged(input);
     let writable = if privileged { "rw" } else { "ro" };
     let cgroup = if privileged || input.handler.cgroup_writable { "rw" } else { "ro" };
     let safe = ["nosuid", "noexec", "nodev"];
+    let mut terminals = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    // The group tty, where there is one.
+    if maps.is_none_or(|maps| maps.has_group(5)) {
+        terminals.push("gid=5");
+    }
+    let system = if maps.is_some() && namespaces::host_network(input.pod) {
+        // A sysfs shows a network namespace, and root of a user namespace can't mount that of the host's.
+        mount("bind", "/sys", "/sys", &[&["rbind", "rprivate"], &safe[..], &["ro", "rro"]].concat())
+    } else {
+        mount("sysfs", "/sys", "sysfs", &[&safe[..], &[writable]].concat())
+    };
     vec![
         mount("proc", "/proc", "proc", &safe),
         mount("tmpfs", "/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount(
-            "devpts",
-            "/dev/pts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
+        mount("devpts", "/dev/pts", "devpts", &terminals),
         mount("mqueue", "/dev/mqueue", "mqueue", &safe),
-        mount("sysfs", "/sys", "sysfs", &[&safe[..], &[writable]].concat()),
+        system,
         mount("cgroup", "/sys/fs/cgroup", "cgroup", &[&safe[..], &["relatime", cgroup]].concat()),
     ]
 }
 
-fn pod_files(input: &SpecInput<'_>) -> Vec<Mount> {
+fn pod_files(input: &SpecInput<'_>, maps: Option<&IdMaps>) -> Vec<Mount> {
     let files = &input.files;
     let context = input.container.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let access = if context.is_some_and(|c| c.readonly_rootfs) { "ro" } else { "rw" };
@@ -102,14 +134,15 @@ fn pod_files(input: &SpecInput<'_>) -> Vec<Mount> {
         (files.resolv_conf, "/etc/resolv.conf"),
     ] {
         if let Some(source) = source {
-            list.push(mount("bind", destination, source, &["rbind", "rprivate", access]));
+            list.push(mapped(mount("bind", destination, source, &["rbind", "rprivate", access]), maps));
         }
     }
     let shm = if namespaces::host_ipc(input.pod) { Some(Path::new("/dev/shm")) } else { files.shm };
     let safe = ["nosuid", "noexec", "nodev"];
     list.push(match shm {
         Some(source) => {
-            mount("bind", "/dev/shm", source, &[&["rbind", "rprivate"], &safe[..], &["rw"]].concat())
+            let options = [&["rbind", "rprivate"], &safe[..], &["rw"]].concat();
+            mapped(mount("bind", "/dev/shm", source, &options), maps)
         }
         None => mount("tmpfs", "/dev/shm", "shm", &[&safe[..], &["mode=1777", "size=65536k"]].concat()),
     });
@@ -117,13 +150,23 @@ fn pod_files(input: &SpecInput<'_>) -> Vec<Mount> {
 }
 
 /// One mount of the container's configuration.
-fn one(input: &SpecInput<'_>, asked: &cri::Mount, table: &mut Option<MountTable>) -> Result<Mount, Error> {
+fn one(
+    input: &SpecInput<'_>,
+    asked: &cri::Mount,
+    user_namespace: bool,
+    table: &mut Option<MountTable>,
+) -> Result<Mount, Error> {
     const SOURCE: &str = "mounts[].host_path";
     let destination = destination(&asked.container_path)?;
     let unsupported =
         |field, value: &str, feature| Err(Error::Unsupported { field, value: value.to_owned(), feature });
-    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
-        return unsupported("mounts[].uidMappings", &asked.container_path, "idmapped mounts");
+    let maps = userns::of_mount(asked)?;
+    if maps.is_some() && !input.handler.user_namespaces {
+        return unsupported(
+            "mounts[].uidMappings",
+            &asked.container_path,
+            "idmapped mounts of this runtime handler",
+        );
     }
     if asked.host_path.is_empty() {
         return Err(Error::invalid(SOURCE, "", "is missing"));
@@ -148,6 +191,11 @@ fn one(input: &SpecInput<'_>, asked: &cri::Mount, table: &mut Option<MountTable>
         MountPropagation::PropagationHostToContainer => {
             mountinfo::check(table, &source, mountinfo::Need::SharedOrSlave)?;
             options.push("rslave");
+        }
+        MountPropagation::PropagationBidirectional if user_namespace => {
+            // mount_namespaces(7): what a less privileged namespace mounts does not propagate out of it.
+            let reason = "can't be bidirectional out of a user namespace";
+            return Err(Error::invalid("mounts[].propagation", &asked.container_path, reason));
         }
         MountPropagation::PropagationBidirectional => {
             mountinfo::check(table, &source, mountinfo::Need::Shared)?;
@@ -184,7 +232,7 @@ fn one(input: &SpecInput<'_>, asked: &cri::Mount, table: &mut Option<MountTable>
     }
     let mut result = mount("bind", "/", &source, &options);
     result.set_destination(destination);
-    Ok(result)
+    Ok(mapped(result, maps.as_ref()))
 }
 
 /// The path in the container, absolute and without `..`: what is left is resolved in the root by the OCI runtime.
@@ -246,7 +294,7 @@ mod tests {
     #[test]
     fn defaults_and_pod_files() {
         let fixture = Fixture::new();
-        let mounts = build(&fixture.input()).unwrap();
+        let mounts = build(&fixture.input(), None).unwrap();
         let shown: Vec<_> = mounts.list.iter().map(|m| m.destination().display().to_string()).collect();
         assert_eq!(
             shown,
@@ -277,7 +325,7 @@ mod tests {
         fixture.context().readonly_rootfs = true;
         fixture.pod_context().namespace_options =
             Some(cri::NamespaceOption { ipc: cri::NamespaceMode::Node as i32, ..Default::default() });
-        let mounts = build(&fixture.input()).unwrap();
+        let mounts = build(&fixture.input(), None).unwrap();
         assert!(options(find(&mounts, "/sys")).ends_with(",rw"));
         assert!(options(find(&mounts, "/sys/fs/cgroup")).ends_with(",rw"));
         assert!(options(find(&mounts, "/etc/hosts")).ends_with(",ro"));
@@ -293,7 +341,7 @@ mod tests {
             bind("/tmp", "/etc/hosts"),
             bind("/tmp", "/dev/shm"),
         ];
-        let mounts = build(&fixture.input()).unwrap();
+        let mounts = build(&fixture.input(), None).unwrap();
         assert_eq!(find(&mounts, "/etc/hosts").source().as_deref(), Some(Path::new("/tmp")));
         assert_eq!(find(&mounts, "/dev/shm").source().as_deref(), Some(Path::new("/tmp")));
         assert_eq!(mounts.list.iter().filter(|m| m.destination() == Path::new("/etc/hosts")).count(), 1);
@@ -301,7 +349,7 @@ mod tests {
         assert!(at("/data") < at("/data/cache"));
 
         fixture.container.mounts = vec![bind("/dev", "/dev")];
-        let mounts = build(&fixture.input()).unwrap();
+        let mounts = build(&fixture.input(), None).unwrap();
         assert_eq!(mounts.list.iter().filter(|m| m.destination().starts_with("/dev")).count(), 1);
     }
 
@@ -319,11 +367,53 @@ mod tests {
             (extra, "rbind,rprivate,rw,noexec"),
         ] {
             fixture.container.mounts = vec![mount];
-            assert_eq!(options(find(&build(&fixture.input()).unwrap(), "/a")), want);
+            assert_eq!(options(find(&build(&fixture.input(), None).unwrap(), "/a")), want);
         }
         fixture.handler.recursive_read_only_mounts = false;
         fixture.container.mounts = vec![recursive];
-        assert_eq!(build(&fixture.input()).err().unwrap().kind(), Kind::Unimplemented);
+        assert_eq!(build(&fixture.input(), None).err().unwrap().kind(), Kind::Unimplemented);
+    }
+
+    #[test]
+    fn in_a_user_namespace() {
+        let mut fixture = Fixture::new();
+        fixture.handler.user_namespaces = true;
+        let range = IdMapping { host_id: 65_536, container_id: 0, length: 4 };
+        let map = IdMapping { host_id: 7, container_id: 8, length: 9 };
+        let (uid_mappings, gid_mappings) = (vec![map], vec![map]);
+        let volume = cri::Mount { uid_mappings, gid_mappings, ..bind("/usr", "/volume") };
+        fixture.container.mounts = vec![volume, bind("/run", "/plain")];
+        fixture.volumes = vec![Volume { destination: "/data".into(), source: "/volumes/0".into() }];
+        let own = cri::Mount { uid_mappings: vec![range], gid_mappings: vec![range], ..Default::default() };
+        let maps = userns::of_mount(&own).unwrap().unwrap();
+        let mut mounts = build(&fixture.input(), Some(&maps)).unwrap();
+        let shown = |mounts: &Mounts, path: &str| {
+            let mount = find(mounts, path);
+            let ids = |list: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| {
+                list.as_ref().map(|list| (list[0].container_id(), list[0].host_id(), list[0].size()))
+            };
+            assert_eq!(ids(mount.uid_mappings()), ids(mount.gid_mappings()));
+            ids(mount.uid_mappings())
+        };
+        for path in ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/shm", "/data"] {
+            assert_eq!(shown(&mounts, path), Some((0, 65_536, 4)), "{path}");
+        }
+        assert_eq!(shown(&mounts, "/volume"), Some((8, 7, 9)));
+        assert_eq!(shown(&mounts, "/plain"), None);
+        // There is no group 5.
+        assert!(!options(find(&mounts, "/dev/pts")).contains("gid="));
+        mounts
+            .add(vec![("/dev/fuse".into(), "/dev/a/b/fuse".into()), ("/dev/null".into(), "/volume".into())]);
+        assert_eq!(options(find(&mounts, "/dev/a/b/fuse")), "bind,rprivate,nosuid,noexec,rw");
+        assert_eq!(find(&mounts, "/volume").source().as_deref(), Some(Path::new("/usr")));
+
+        fixture.pod_context().namespace_options =
+            Some(cri::NamespaceOption { network: cri::NamespaceMode::Node as i32, ..Default::default() });
+        let mounts = build(&fixture.input(), Some(&maps)).unwrap();
+        assert_eq!(options(find(&mounts, "/sys")), "rbind,rprivate,nosuid,noexec,nodev,ro,rro");
+        fixture.container.mounts = vec![cri::Mount { propagation: 2, ..bind("/usr", "/a") }];
+        let error = build(&fixture.input(), Some(&maps)).err().unwrap();
+        assert!(error.to_string().contains("bidirectional"), "{error}");
     }
 
     #[test]
@@ -336,7 +426,7 @@ mod tests {
             })
             .to_vec();
         fixture.container.mounts = vec![bind("/usr", "/cache")];
-        let mounts = build(&fixture.input()).unwrap();
+        let mounts = build(&fixture.input(), None).unwrap();
         assert_eq!(find(&mounts, "/data").source().as_deref(), Some(Path::new("/volumes/data")));
         assert_eq!(options(find(&mounts, "/data")), "rbind,rprivate,rw");
         assert_eq!(find(&mounts, "/cache").source().as_deref(), Some(Path::new("/usr")));
@@ -348,7 +438,7 @@ mod tests {
         std::os::unix::fs::symlink("/usr", dir.path().join("link")).unwrap();
         let mut fixture = Fixture::new();
         fixture.container.mounts = vec![bind(dir.path().join("link").to_str().unwrap(), "/a")];
-        let mounts = build(&fixture.input()).unwrap();
+        let mounts = build(&fixture.input(), None).unwrap();
         assert_eq!(find(&mounts, "/a").source().as_deref(), Some(Path::new("/usr")));
     }
 
@@ -367,7 +457,16 @@ mod tests {
             (vec![cri::Mount { propagation: 7, ..bind("/usr", "/a") }], Kind::InvalidArgument, "\"7\""),
             (vec![cri::Mount { image: Some(image), ..bind("", "/a") }], Kind::InvalidArgument, "read-only"),
             (
-                vec![cri::Mount { uid_mappings: mapping, ..bind("/usr", "/a") }],
+                vec![cri::Mount { uid_mappings: mapping.clone(), ..bind("/usr", "/a") }],
+                Kind::InvalidArgument,
+                "gidMappings",
+            ),
+            (
+                vec![cri::Mount {
+                    uid_mappings: mapping.clone(),
+                    gid_mappings: mapping.clone(),
+                    ..bind("/usr", "/a")
+                }],
                 Kind::Unimplemented,
                 "idmapped",
             ),
@@ -394,7 +493,7 @@ mod tests {
         ] {
             let mut fixture = Fixture::new();
             fixture.container.mounts = mounts;
-            let error = build(&fixture.input()).err().unwrap();
+            let error = build(&fixture.input(), None).err().unwrap();
             assert_eq!(error.kind(), kind, "{error}");
             assert!(error.to_string().contains(text), "{error}");
         }

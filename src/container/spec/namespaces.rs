@@ -4,7 +4,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
-use super::{Error, SpecInput};
+use super::{Error, SpecInput, userns};
 use crate::cgroup::Mode;
 use crate::proto::runtime::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
 
@@ -35,19 +35,22 @@ pub fn host_pid(pod: &PodSandboxConfig) -> bool {
 
 /// Refuses what no container of the pod could have, so that the pod is not made in vain.
 pub fn check_pod(pod: &PodSandboxConfig) -> Result<(), Error> {
-    of_pod(pod).map_or(Ok(()), refuse_user_namespace)
+    userns::user_namespace(pod).map(|_| ())
 }
 
 /// The container's namespaces.
 pub(super) fn build(input: &SpecInput<'_>) -> Result<Vec<LinuxNamespace>, Error> {
     let context = input.container.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let of_container = context.and_then(|c| c.namespace_options.as_ref());
-    for options in of_container.iter().chain(of_pod(input.pod).iter()) {
-        refuse_user_namespace(options)?;
-    }
+    let user = userns::of_container(input.pod, of_container)?.is_some();
 
     let mut namespaces = vec![namespace(LinuxNamespaceType::Mount, None)];
     let paths = &input.namespaces;
+    match (paths.user, user) {
+        (_, false) => {}
+        (Some(path), true) => namespaces.push(namespace(LinuxNamespaceType::User, Some(path))),
+        (None, true) => return Err(Error::NoNamespace { namespace: "user" }),
+    }
     // Network, IPC and UTS belong to the pod: the container has no say.
     for (typ, path, host, name) in [
         (LinuxNamespaceType::Network, paths.network, host_network(input.pod), "network"),
@@ -65,6 +68,10 @@ pub(super) fn build(input: &SpecInput<'_>) -> Result<Vec<LinuxNamespace>, Error>
     let options = of_container.or(of_pod(input.pod));
     let mode = options.map_or(NamespaceMode::Pod as i32, |o| o.pid);
     match NamespaceMode::try_from(mode) {
+        Ok(NamespaceMode::Node) if user => {
+            let reason = "can't be beside a user namespace of the pod";
+            return Err(Error::invalid("namespace_options.pid", "NODE", reason));
+        }
         Ok(NamespaceMode::Node) => {}
         Ok(NamespaceMode::Container) => namespaces.push(namespace(LinuxNamespaceType::Pid, None)),
         Ok(NamespaceMode::Pod) => match paths.pid {
@@ -89,23 +96,12 @@ pub(super) fn build(input: &SpecInput<'_>) -> Result<Vec<LinuxNamespace>, Error>
         Err(_) => return Err(Error::invalid("namespace_options.pid", mode.to_string(), "no such mode")),
     }
 
-    // On v1 the hierarchy in the container is read-only and shows the container's part anyway.
-    if input.host.cgroup == Mode::Unified && !super::privileged(input) {
+    // On v1 the hierarchy in the container is read-only and shows the container's part anyway. Root of a user namespace can
+    // mount only that of a namespace that belongs to it.
+    if input.host.cgroup == Mode::Unified && (user || !super::privileged(input)) {
         namespaces.push(namespace(LinuxNamespaceType::Cgroup, None));
     }
     Ok(namespaces)
-}
-
-fn refuse_user_namespace(options: &NamespaceOption) -> Result<(), Error> {
-    const FIELD: &str = "namespace_options.userns_options.mode";
-    let Some(userns) = &options.userns_options else { return Ok(()) };
-    match NamespaceMode::try_from(userns.mode) {
-        Ok(NamespaceMode::Node) => Ok(()),
-        Ok(NamespaceMode::Pod) => {
-            Err(Error::Unsupported { field: FIELD, value: "POD".into(), feature: "user namespaces" })
-        }
-        _ => Err(Error::invalid(FIELD, userns.mode.to_string(), "must be POD or NODE")),
-    }
 }
 
 fn namespace(typ: LinuxNamespaceType, path: Option<&Path>) -> LinuxNamespace {
@@ -119,7 +115,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::super::testing::Fixture;
     use super::*;
-    use crate::proto::runtime::v1::UserNamespace;
+    use crate::proto::runtime::v1::{IdMapping, UserNamespace};
 
     const POD: i32 = NamespaceMode::Pod as i32;
     const CONTAINER: i32 = NamespaceMode::Container as i32;
@@ -198,13 +194,24 @@ mod tests {
     }
 
     #[test]
-    fn user_namespaces_are_refused() {
-        for (mode, refused) in [(NODE, false), (POD, true), (CONTAINER, true)] {
-            let mut fixture = fixture(Some((POD, POD, CONTAINER)), None);
-            let userns = UserNamespace { mode, ..Default::default() };
+    fn user_namespaces_are_joined() {
+        let map = IdMapping { container_id: 0, host_id: 65_536, length: 65_536 };
+        for (pid, want) in [
+            (CONTAINER, "mnt= user=/ns/user net=/ns/net ipc=/ns/ipc uts=/ns/uts pid= cgroup="),
+            (POD, "mnt= user=/ns/user net=/ns/net ipc=/ns/ipc uts=/ns/uts pid=/ns/pid cgroup="),
+        ] {
+            let mut fixture = fixture(Some((POD, POD, pid)), None);
+            let userns = UserNamespace { mode: POD, uids: vec![map], gids: vec![map] };
             fixture.pod_context().namespace_options.as_mut().unwrap().userns_options = Some(userns);
-            assert_eq!(build(&fixture.input()).is_err(), refused);
-            assert_eq!(check_pod(&fixture.pod).is_err(), refused);
+            fixture.host.cgroup = Mode::Unified;
+            fixture.context().privileged = true;
+            assert_eq!(shown(&fixture.input()).join(" "), want);
+            check_pod(&fixture.pod).unwrap();
+            let mut input = fixture.input();
+            input.namespaces.user = None;
+            assert!(matches!(build(&input), Err(Error::NoNamespace { namespace: "user" })));
+            fixture.context().namespace_options = Some(NamespaceOption { pid: NODE, ..Default::default() });
+            assert!(build(&fixture.input()).unwrap_err().to_string().contains("user namespace"));
         }
     }
 

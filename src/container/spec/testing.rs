@@ -60,6 +60,7 @@ impl Fixture {
                 apparmor: false,
                 apparmor_default: None,
                 selinux: false,
+                no_user_namespaces: None,
                 oom_score_adj: 0,
                 may_exceed: false,
                 rlimits: HashMap::new(),
@@ -84,6 +85,7 @@ impl Fixture {
             lower_dirs: &self.lower_dirs,
             rootfs: Path::new("rootfs"),
             namespaces: NamespacePaths {
+                user: Some(Path::new("/ns/user")),
                 network: Some(Path::new("/ns/net")),
                 ipc: Some(Path::new("/ns/ipc")),
                 uts: Some(Path::new("/ns/uts")),

@@ -28,6 +28,8 @@ pub(super) async fn call(face: &RuntimeFace, request: StatusRequest) -> Result<S
         runtime_handlers: handlers(face),
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: face.facts.supplemental_groups_policy,
+            // What one handler can do beside a network namespace of the pod's own, it can do without.
+            user_namespaces_host_network: face.facts.handlers.iter().any(|handler| handler.user_namespaces),
             ..Default::default()
         }),
     })

@@ -1,22 +1,24 @@
 //! Image volumes (KEP-4639): an image's layers, or a directory in them, as a read-only mount.
 //!
-//! The layers are stacked by an overlay that the runtime mounts in the container's own mount namespace: nothing of it stands in
-//! the host's mount table, and it goes with the container. A directory that only one layer has is bound as it is.
+//! The layers are stacked by an overlay that the shim mounts in the mount namespace of the creation: nothing of it stands in the
+//! host's mount table, and it goes with the container. A directory that only one layer has is bound as it is.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 
-use super::super::{Error, layers};
-use super::{destination, mount};
+use super::super::{Error, IdMaps, layers, userns};
+use super::{destination, mapped, mount};
 use crate::proto::runtime::v1 as cri;
 
 /// The mount of an image with these layers, top first.
-pub(super) fn build(asked: &cri::Mount, layers: &[PathBuf]) -> Result<Mount, Error> {
+pub(super) fn build(asked: &cri::Mount, layers: &[PathBuf], maps: Option<&IdMaps>) -> Result<Mount, Error> {
     const SUB_PATH: &str = "mounts[].image_sub_path";
     let image = asked.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
     let destination = destination(&asked.container_path)?;
+    let own = userns::of_mount(asked)?;
+    let maps = own.as_ref().or(maps);
     if !asked.readonly {
         return Err(Error::invalid(
             "mounts[].readonly",
@@ -46,11 +48,15 @@ pub(super) fn build(asked: &cri::Mount, layers: &[PathBuf]) -> Result<Mount, Err
     };
     let mut result = match directories.as_slice() {
         [] => return Err(Error::invalid("mounts[].image", image, "has no layers")),
-        [one] => mount("bind", "/", one, &["bind", "rprivate", "ro"]),
-        // One option a layer: together they would not fit the kernel's bound of 256 bytes (linux 6.7).
+        [one] => mapped(mount("bind", "/", one, &["bind", "rprivate", "ro"]), maps),
+        // The shim mounts it, as it does the container's root; the options are those of the root.
         many => {
-            let layers: Vec<_> = many.iter().map(|path| format!("lowerdir+={}", path.display())).collect();
-            let options: Vec<_> = std::iter::once("ro").chain(layers.iter().map(String::as_str)).collect();
+            let layers: Vec<_> = many.iter().map(|path| path.display().to_string()).collect();
+            let mut options = vec!["ro".to_owned(), format!("lowerdir={}", layers.join(":"))];
+            if let Some((uids, gids)) = maps.map(IdMaps::texts) {
+                options.extend([format!("uidmap={uids}"), format!("gidmap={gids}")]);
+            }
+            let options: Vec<_> = options.iter().map(String::as_str).collect();
             mount("overlay", "/", "overlay", &options)
         }
     };
@@ -74,7 +80,7 @@ mod tests {
     }
 
     fn shown(sub_path: &str, layers: &[PathBuf], root: &Path) -> Result<String, String> {
-        let mount = build(&asked(sub_path), layers).map_err(|error| error.to_string())?;
+        let mount = build(&asked(sub_path), layers, None).map_err(|error| error.to_string())?;
         let source = mount.source().as_ref().unwrap().display().to_string();
         let options = mount.options().as_ref().unwrap().join(",");
         Ok(format!("{source} {options}").replace(&format!("{}/", root.display()), ""))
@@ -90,8 +96,8 @@ mod tests {
         std::os::unix::fs::symlink("/only", dir.path().join("top/link")).unwrap();
         let layers = [dir.path().join("top"), dir.path().join("bottom")];
         let shown = |sub_path: &str| shown(sub_path, &layers, dir.path());
-        assert_eq!(shown("").unwrap(), "overlay ro,lowerdir+=top,lowerdir+=bottom");
-        assert_eq!(shown("etc").unwrap(), "overlay ro,lowerdir+=top/etc,lowerdir+=bottom/etc");
+        assert_eq!(shown("").unwrap(), "overlay ro,lowerdir=top:bottom");
+        assert_eq!(shown("etc").unwrap(), "overlay ro,lowerdir=top/etc:bottom/etc");
         assert_eq!(shown("only").unwrap(), "bottom/only bind,rprivate,ro");
         assert_eq!(shown("link").unwrap(), "bottom/only bind,rprivate,ro");
         assert!(shown("none").unwrap_err().contains("is not in the image"));
@@ -99,6 +105,6 @@ mod tests {
         assert!(shown("../x").unwrap_err().contains("must be relative"));
         assert!(shown("/etc").unwrap_err().contains("must be relative"));
         let writable = cri::Mount { readonly: false, ..asked("") };
-        assert!(build(&writable, &layers).unwrap_err().to_string().contains("read-only"));
+        assert!(build(&writable, &layers, None).unwrap_err().to_string().contains("read-only"));
     }
 }
