@@ -160,7 +160,7 @@ async fn make_recorded(
         _ => "",
     };
     let creation = {
-        let (shim, rootfs) = (shim.clone(), overlay(&lower, &layout));
+        let (shim, rootfs) = (shim.clone(), overlay(&lower, &layout, prepared.mount_label.as_deref()));
         let id = record.id.clone();
         // A task of its own: it goes on while nobody waits for it.
         let task = tokio::spawn(async move {
@@ -200,6 +200,8 @@ struct Layers {
 struct Prepared {
     user: ContainerUser,
     stop_signal: i32,
+    /// SELinux label of the container's files.
+    mount_label: Option<String>,
 }
 
 /// Makes the directories and writes the bundle. Reads the image's files, so it runs on a thread that may block.
@@ -260,7 +262,13 @@ fn prepare(
     for note in &built.notes {
         tracing::info!(container = record.id, note, "specification");
     }
-    Ok(Prepared { user: built.user.to_cri(), stop_signal: built.stop_signal })
+    let mount_label = built.spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
+    if let Some(label) = &mount_label {
+        for mount in config.mounts.iter().filter(|mount| mount.selinux_relabel) {
+            super::relabel::relabel(Path::new(&mount.host_path), label)?;
+        }
+    }
+    Ok(Prepared { user: built.user.to_cri(), stop_signal: built.stop_signal, mount_label })
 }
 
 /// Gives the merged root the owner and mode of the image's own root directory: the overlay shows those of the topmost
@@ -292,15 +300,14 @@ fn write_bundle(bundle: &Path, spec: &Spec) -> Result<(), Error> {
 }
 
 /// The container's root: the image's layers below a writable directory.
-fn overlay(lower: &[PathBuf], layout: &Layout) -> ShimMount {
+fn overlay(lower: &[PathBuf], layout: &Layout, label: Option<&str>) -> ShimMount {
     let lower: Vec<_> = lower.iter().map(|path| path.to_string_lossy()).collect();
-    ShimMount {
-        kind: "overlay".to_owned(),
-        source: "overlay".to_owned(),
-        options: vec![
-            format!("lowerdir={}", lower.join(":")),
-            format!("upperdir={}", layout.upper().display()),
-            format!("workdir={}", layout.work().display()),
-        ],
-    }
+    let mut options = vec![
+        format!("lowerdir={}", lower.join(":")),
+        format!("upperdir={}", layout.upper().display()),
+        format!("workdir={}", layout.work().display()),
+    ];
+    // Quoted, as a label has commas.
+    options.extend(label.map(|label| format!("context=\"{label}\"")));
+    ShimMount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }
 }

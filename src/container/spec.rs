@@ -53,7 +53,7 @@ pub use self::sysctls::{Scope, Sysctl, sysctls};
 pub use self::user::User;
 
 /// The version of the OCI runtime specification that we write. Nothing newer is used.
-const OCI_VERSION: &str = "1.1.0";
+pub(crate) const OCI_VERSION: &str = "1.1.0";
 
 /// What [`build`] found out.
 #[derive(Clone, Debug)]

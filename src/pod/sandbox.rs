@@ -32,7 +32,7 @@ pub(super) async fn bring_up(
     // A container is likely to follow at once.
     crate::cgroup::prime(shared.tools.host.cgroup);
     shared.records.put(&record.id, &record).await?;
-    let made = make(shared, &mut record, &config, plan).await;
+    let made = make(shared, &mut record, &config, &handler, plan).await;
     let made = match made {
         Ok(()) => {
             record.phase = PodPhase::PodReady.into();
@@ -54,6 +54,7 @@ async fn make(
     shared: &Arc<Shared>,
     record: &mut PodRecord,
     config: &Arc<PodSandboxConfig>,
+    handler: &Arc<Handler>,
     plan: Plan,
 ) -> Result<(), Error> {
     let directory = Directory::new(&shared.tools.state, &record.id);
@@ -86,6 +87,10 @@ async fn make(
     if spec::shares_pid(config) {
         record.init_pid = init::start(shared.tools.launcher.program(), &namespaces.pid_path()).await?;
     }
+    if handler.sandbox {
+        let pod = surroundings(shared, record, Arc::clone(config), Arc::clone(handler));
+        container::sandbox::start(&shared.tools, &pod).await?;
+    }
     Ok(())
 }
 
@@ -93,6 +98,9 @@ async fn make(
 /// Does all it can; returns what it could not. What is gone already is fine.
 pub(super) async fn stop(shared: &Arc<Shared>, record: &PodRecord) -> Vec<Error> {
     let mut errors = Vec::new();
+    let config = record.config.clone().unwrap_or_default();
+    let container = container::sandbox::record(&shared.tools, &config, &record.id);
+    errors.extend(container::sandbox::end(&shared.tools, &container).await.into_iter().map(Error::Container));
     errors.extend(network::detach(&shared.networks, &record.id).await.err().into_iter().flatten());
     let directory = Directory::new(&shared.tools.state, &record.id);
     let init_pid = record.init_pid;

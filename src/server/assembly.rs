@@ -1,11 +1,14 @@
 //! Opens the rooms with what the configuration says, and gathers the facts that calls report.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use berth_cni::{BridgeOptions, Controller};
 
 use super::Error;
+use super::handlers::{self, Abilities};
+use crate::apparmor;
 use crate::cgroup;
 use crate::config::{CgroupDriver, Config, Loaded, NetworkMode, NetworkStore, Runtime};
 use crate::container::spec::{self, HandlerOptions};
@@ -34,7 +37,8 @@ pub(crate) async fn open(loaded: &Loaded) -> Result<Rooms, Error> {
     let images = Images::open(image_options(config)).map_err(Error::Images)?;
     let networks = Controller::open(network_options(config)).map_err(Error::Network)?;
     let driver = cgroup_driver(config.cgroup.driver);
-    let options = pod_options(config, driver)?;
+    let abilities = handlers::ask(&config.runtimes);
+    let options = pod_options(config, driver, &abilities)?;
     let (naming, mode) = (options.naming.clone(), options.host.cgroup);
     let pods = Pods::open(options, images.clone(), networks.clone()).map_err(Error::Pods)?;
     recovery::run(&pods, &networks, &images).await.map_err(Error::Pods)?;
@@ -47,7 +51,7 @@ pub(crate) async fn open(loaded: &Loaded) -> Result<Rooms, Error> {
     });
     tokio::spawn(stats.clone().sample());
     let streaming = Streaming::open(&streaming_options(config), pods.clone()).map_err(Error::Streaming)?;
-    Ok(Rooms { pods, images, facts: Arc::new(facts(loaded, driver)), stats, streaming })
+    Ok(Rooms { pods, images, facts: Arc::new(facts(loaded, driver, &abilities)), stats, streaming })
 }
 
 /// What may be configured, but is not built: said at once, not half done.
@@ -57,9 +61,6 @@ fn refuse_unbuilt(config: &Config) -> Result<(), Error> {
     }
     if config.network.mode == NetworkMode::Cni {
         return Err(Error::Unbuilt("network.mode = \"cni\""));
-    }
-    if config.runtimes.values().any(|runtime| matches!(runtime, Runtime::Shim { .. })) {
-        return Err(Error::Unbuilt("runtimes.NAME.type = \"shim\""));
     }
     Ok(())
 }
@@ -107,15 +108,26 @@ fn interface_prefix(bridge: &str) -> String {
     format!("v{hash}x")
 }
 
-fn pod_options(config: &Config, driver: CgroupDriver) -> Result<pod::Options, Error> {
+/// Handlers by name, and what they can do.
+type Able = BTreeMap<String, Abilities>;
+
+fn pod_options(config: &Config, driver: CgroupDriver, able: &Able) -> Result<pod::Options, Error> {
+    let able = |name: &str| able.get(name).copied().unwrap_or_default();
     let handlers = config.runtimes.iter().map(|(name, runtime)| crate::container::Handler {
         name: name.clone(),
         backend: match runtime {
+            Runtime::Berth => Backend::BuiltIn,
             Runtime::Oci { path, root } => Backend::Oci { path: path.clone(), root: root.clone() },
-            _ => Backend::BuiltIn,
+            Runtime::Shim { path, config: file, .. } => Backend::Shim {
+                path: path.clone(),
+                address: config.grpc.address.clone(),
+                config: file.clone(),
+            },
         },
+        sandbox: matches!(runtime, Runtime::Shim { sandbox: true, .. }),
         options: HandlerOptions {
-            recursive_read_only_mounts: recursive_read_only(runtime),
+            recursive_read_only_mounts: able(name).recursive_read_only_mounts,
+            selinux: !matches!(runtime, Runtime::Berth),
             ..HandlerOptions::default()
         },
     });
@@ -131,9 +143,22 @@ fn pod_options(config: &Config, driver: CgroupDriver) -> Result<pod::Options, Er
         handlers: handlers.collect(),
         default_handler: config.default_runtime.clone(),
         naming: cgroup::Naming::new(driver, &config.cgroup.root),
-        host: spec::Host::detect(),
+        host: host(),
         default_network: config.network.default.clone(),
     })
+}
+
+/// The machine's facts, with the AppArmor profile loaded that containers get by default.
+fn host() -> spec::Host {
+    let mut host = spec::Host::detect();
+    if host.apparmor {
+        if let Err(error) = apparmor::load_default() {
+            tracing::warn!(error = crate::error::chain(&error), "the default AppArmor profile");
+        }
+        host.apparmor_default =
+            apparmor::is_loaded(apparmor::DEFAULT_PROFILE).then(|| apparmor::DEFAULT_PROFILE.to_owned());
+    }
+    host
 }
 
 /// The shim's program: the configured one, else the one beside the daemon, else the first in `PATH`.
@@ -151,14 +176,21 @@ fn shim_program(configured: Option<&Path>) -> Result<PathBuf, Error> {
         .ok_or(Error::NoShim)
 }
 
-fn facts(loaded: &Loaded, cgroup_driver: CgroupDriver) -> Facts {
+fn facts(loaded: &Loaded, cgroup_driver: CgroupDriver, able: &Able) -> Facts {
     let config = &loaded.config;
     let bridge = &config.network.bridge;
     Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cgroup_driver,
         default_runtime: config.default_runtime.clone(),
-        handlers: config.runtimes.iter().map(|(name, runtime)| handler(name, runtime)).collect(),
+        handlers: able
+            .iter()
+            .map(|(name, abilities)| Handler {
+                name: name.clone(),
+                recursive_read_only_mounts: abilities.recursive_read_only_mounts,
+                user_namespaces: abilities.user_namespaces,
+            })
+            .collect(),
         supplemental_groups_policy: true,
         config: loaded.settings.to_json(),
         features: super::features::found(),
@@ -168,38 +200,6 @@ fn facts(loaded: &Loaded, cgroup_driver: CgroupDriver) -> Facts {
             "subnets": bridge.subnets.iter().map(ToString::to_string).collect::<Vec<_>>(),
         }),
     }
-}
-
-/// Features that are not built are reported as missing.
-fn handler(name: &str, runtime: &Runtime) -> Handler {
-    Handler {
-        name: name.to_owned(),
-        recursive_read_only_mounts: recursive_read_only(runtime),
-        user_namespaces: false,
-    }
-}
-
-/// Whether mounts can be read-only with all below them: the kernel has mount_setattr(2), and the runtime uses it (the
-/// OCI runtime specification, features.md, "mountOptions").
-fn recursive_read_only(runtime: &Runtime) -> bool {
-    let kernel = has_mount_setattr();
-    match runtime {
-        Runtime::Oci { path, .. } => kernel && knows_mount_option(path, "rro"),
-        _ => kernel,
-    }
-}
-
-/// mount_setattr(2) is there since linux 5.12.
-fn has_mount_setattr() -> bool {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (5, 12)
-}
-
-fn knows_mount_option(runtime: &Path, option: &str) -> bool {
-    let Ok(output) = std::process::Command::new(runtime).arg("features").output() else { return false };
-    let features: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    features["mountOptions"].as_array().is_some_and(|known| known.iter().any(|known| known == option))
 }
 
 /// Detected once: the kubelet follows it, and it must not change while pods are there. systemd makes the groups where it

@@ -8,8 +8,10 @@
 #[allow(dead_code, reason = "the benchmark uses other parts of it")]
 mod support;
 
+mod apparmor;
 mod bad_input;
 mod client;
+mod containerd;
 mod containers;
 mod daemon;
 mod exec_sync;
@@ -26,6 +28,7 @@ mod resources;
 mod restart;
 mod runtimes;
 mod security;
+mod shims;
 mod stats;
 
 use libtest_mimic::{Arguments, Trial};
@@ -39,8 +42,10 @@ fn main() {
     let arguments = Arguments::from_args();
     let trials = || {
         [
+            apparmor::trials(),
             bad_input::trials(),
             client::trials(),
+            containerd::trials(),
             containers::trials(),
             daemon::trials(),
             exec_sync::trials(),
@@ -57,6 +62,7 @@ fn main() {
             restart::trials(),
             runtimes::trials(),
             security::trials(),
+            shims::trials(),
             stats::trials(),
         ]
         .into_iter()

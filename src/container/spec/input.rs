@@ -89,6 +89,8 @@ pub struct HandlerOptions {
     pub privileged_without_host_devices_all_devices_allowed: bool,
     /// The handler can mount recursively read-only (kernel 5.12, and a runtime that knows `rro`).
     pub recursive_read_only_mounts: bool,
+    /// The handler's runtime applies SELinux labels: libcontainer does not.
+    pub selinux: bool,
     /// The cgroup mount is writable for containers that are not privileged (cgroup v2).
     pub cgroup_writable: bool,
     /// The seccomp profile for a container that names none: unconfined when unset, as in containerd.
