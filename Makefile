@@ -3,7 +3,7 @@
 #   make demo    a web server pod from a private registry, start to end      (IMAGE=... pulls that instead)
 #   make test    format, lints, unit tests, integration tests
 #   make test-vm the integration tests on a second kind of machine: cgroup v2, Debian's kernel, in QEMU
-#                (FILTER=containers chooses; tests/vm/README.md)
+#                (FILTER=containers chooses; CRITEST=/path/to/critest runs that there; tests/vm/README.md)
 #   make bench   Berth and Debian's containerd side by side
 #   make conformance CRITEST=/path/to/critest    the kubelet's view: cri-tools' suite, which you bring (docs/conformance.md)
 #   make install PREFIX=/usr/local
@@ -60,7 +60,7 @@ test: setup lint
 # Minutes, not seconds: the machine is emulated.
 test-vm: setup build
 	@$(SUDO) tests/setup.sh vm
-	CARGO="$(CARGO)" tests/vm/run.sh $(FILTER)
+	CARGO="$(CARGO)" CRITEST="$(CRITEST)" tests/vm/run.sh $(FILTER)
 
 # Lints are part of `test`. `cargo bench` shares its artefacts with the release build.
 bench: setup release
@@ -76,7 +76,7 @@ conformance: setup build
 	@[ -x "$(CRITEST)" ] || { echo "CRITEST=/path/to/critest is missing; build it with \`make critest\` in a checkout of \
 	  https://github.com/kubernetes-sigs/cri-tools" >&2; exit 2; }
 	$(SUDO) env REPORT=$(CURDIR)/target/critest.xml tests/conformance/run.sh "$(CRITEST)" $(if $(FOCUS),'-ginkgo.focus=$(FOCUS)')
-	tests/conformance/report.py target/critest.xml
+	tests/conformance/report.py target/critest.xml $(wildcard target/vm/critest.xml)
 
 ## === installing ===
 
@@ -84,6 +84,7 @@ install: release
 	install -D -m 0755 target/release/berthd     $(DESTDIR)$(PREFIX)/bin/berthd
 	install -D -m 0755 target/release/berth      $(DESTDIR)$(PREFIX)/bin/berth
 	install -D -m 0755 target/release/berth-shim $(DESTDIR)$(PREFIX)/bin/berth-shim
+	ln -sf berth-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim-berth-v1
 	[ -e $(DESTDIR)$(SYSCONFDIR)/berth/config.toml ] || { \
 	  mkdir -p $(DESTDIR)$(SYSCONFDIR)/berth/conf.d && \
 	  target/release/berthd config default > $(DESTDIR)$(SYSCONFDIR)/berth/config.toml; }
@@ -92,7 +93,7 @@ install: release
 	  > $(DESTDIR)$(UNITDIR)/berth.service
 
 uninstall:
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,berthd berth berth-shim)
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,berthd berth berth-shim containerd-shim-berth-v1)
 	rm -f $(DESTDIR)$(UNITDIR)/berth.service
 
 clean:

@@ -316,5 +316,9 @@ pub enum Runtime {
     Shim {
         /// The program.
         path: PathBuf,
+        /// A configuration file of the shim's own.
+        config: Option<PathBuf>,
+        /// Whether a pod begins with a container that stands for its sandbox.
+        sandbox: bool,
     },
 }

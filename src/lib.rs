@@ -1,6 +1,7 @@
 //! Berth: a Kubernetes-compatible CRI runtime service.
 
 pub mod api;
+pub mod apparmor;
 pub mod cgroup;
 pub mod config;
 pub mod container;

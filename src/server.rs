@@ -5,6 +5,7 @@
 
 pub(crate) mod assembly;
 mod features;
+mod handlers;
 mod lock;
 mod observe;
 mod socket;
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
 use tower::layer::util::{Identity, Stack};
 
-use crate::config::{Grpc, Source};
+use crate::config::{Grpc, Runtime, Source};
 use crate::cri::{ImageFace, RuntimeFace};
 use crate::meter::Meter;
 use crate::proto::runtime::v1::image_service_server::ImageServiceServer;
@@ -132,6 +133,8 @@ pub async fn run(source: Source, loaded: crate::config::Loaded, telemetry: Telem
     for file in &loaded.files {
         tracing::info!(file = %file.display(), "configuration read");
     }
+    // Before anything is recovered: a shim that is called to clean up wants to tell.
+    let _events = take_events(config)?;
     let registry = Registry::new();
     let metrics = Metrics::new(&registry)?;
     let rooms = assembly::open(&loaded, &Meter::new(&registry)?).await?;
@@ -162,6 +165,18 @@ pub async fn run(source: Source, loaded: crate::config::Loaded, telemetry: Telem
     sessions.end().await;
     tracing::info!("berthd has stopped; containers keep running");
     Ok(())
+}
+
+/// Listens for what other shims tell, when a handler has one.
+fn take_events(config: &crate::config::Config) -> Result<Option<Socket>, Error> {
+    let others = config.runtimes.values().any(|runtime| matches!(runtime, Runtime::Shim { .. }));
+    if !others {
+        return Ok(None);
+    }
+    let (socket, listener) =
+        Socket::listen(&crate::shim::events::address(&config.grpc.address), config.grpc.gid)?;
+    tokio::spawn(crate::shim::events::take(listener));
+    Ok(Some(socket))
 }
 
 /// Serves until `stop`, then lets calls under way end for a while.

@@ -4,12 +4,16 @@
 //! the socket in the container's bundle directory. The protocol is containerd's shim v2 (ttrpc, `containerd.task.v3.Task`)
 //! plus calls of ours to reopen a log and to attach clients.
 //!
+//! A handler may name another shim of that protocol. Ours then calls it, with the container's streams, log and exit status in
+//! its own hands as ever: for the daemon there is no difference.
+//!
 //! A bundle directory holds `config.json` (the OCI spec), `rootfs/` (mount point), `shim.sock`, `shim.log`, and, once the
 //! container ended, `exit.json`.
 
 mod attach;
 mod client;
 mod error;
+pub mod events;
 mod exit;
 mod launch;
 mod probe;

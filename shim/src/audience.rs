@@ -62,6 +62,11 @@ impl Audience {
         self.keyboard = None;
     }
 
+    /// Whether somebody could type.
+    pub(crate) fn has_keyboard(&self) -> bool {
+        self.keyboard.is_some()
+    }
+
     pub(crate) fn full(&self) -> bool {
         self.members.len() >= MEMBERS_MAX
     }

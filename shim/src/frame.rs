@@ -1,8 +1,8 @@
-//! ttrpc framing: one client connection of the shim.
+//! ttrpc framing: one connection of the shim, to a client, or to a server that the shim itself calls.
 //!
 //! A frame is a 10-byte header (length and stream id as big-endian `u32`, type, flags) and a protobuf message: `Request` from
-//! the client, `Response` from us (containerd/ttrpc, PROTOCOL.md). Reads and writes never block; what can't be written yet waits
-//! in a bounded buffer, and a client that does not read is dropped.
+//! the client, `Response` from the server (containerd/ttrpc, PROTOCOL.md). Reads and writes never block; what can't be written
+//! yet waits in a bounded buffer, and a peer that does not read is dropped.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -26,12 +26,14 @@ pub(crate) struct Connection {
     output: Vec<u8>,
 }
 
-/// A request as it came.
+/// A message as it came.
 #[derive(Debug)]
 pub(crate) struct Frame {
-    /// The stream the answer goes to.
+    /// The stream the answer goes to, or the question came on.
     pub(crate) stream: u32,
-    /// The encoded `Request`.
+    /// Whether it is a `Response`.
+    pub(crate) is_answer: bool,
+    /// The encoded `Request` or `Response`.
     pub(crate) payload: Vec<u8>,
 }
 
@@ -89,8 +91,8 @@ impl Connection {
             }
             let Some(payload) = self.input.get(used + HEADER..used + HEADER + length) else { break };
             // Streaming frames are not part of the Task service; a client that sends them gets no answer.
-            if kind == TYPE_REQUEST {
-                frames.push(Frame { stream, payload: payload.to_vec() });
+            if kind == TYPE_REQUEST || kind == TYPE_RESPONSE {
+                frames.push(Frame { stream, is_answer: kind == TYPE_RESPONSE, payload: payload.to_vec() });
             }
             used += HEADER + length;
         }
@@ -103,12 +105,21 @@ impl Connection {
 
     /// Sends an encoded `Response`, now as far as it goes, the rest when the client reads.
     pub(crate) fn send(&mut self, stream: u32, payload: &[u8]) -> io::Result<()> {
+        self.queue(stream, TYPE_RESPONSE, payload)
+    }
+
+    /// Sends an encoded `Request` in the same way.
+    pub(crate) fn ask(&mut self, stream: u32, payload: &[u8]) -> io::Result<()> {
+        self.queue(stream, TYPE_REQUEST, payload)
+    }
+
+    fn queue(&mut self, stream: u32, kind: u8, payload: &[u8]) -> io::Result<()> {
         if self.output.len() + payload.len() > BACKLOG_MAX {
-            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "client does not read its answers"));
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "the peer does not read"));
         }
         self.output.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
         self.output.extend_from_slice(&stream.to_be_bytes());
-        self.output.extend_from_slice(&[TYPE_RESPONSE, 0]);
+        self.output.extend_from_slice(&[kind, 0]);
         self.output.extend_from_slice(payload);
         self.flush()
     }

@@ -33,7 +33,8 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
-    fn name(self) -> &'static str {
+    /// As the log has it.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
             Self::Stderr => "stderr",

@@ -3,7 +3,10 @@
 mod attach;
 mod calls;
 mod container;
+mod forward;
 mod jobs;
+mod publish;
+mod readers;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,6 +18,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::audience::Audience;
+use crate::foreign::Program;
 use crate::frame::Connection;
 use crate::oci::Binary;
 use crate::stream::{Input, Stream};
@@ -22,7 +26,10 @@ use crate::sys;
 use crate::warm::Warm;
 
 use container::{Process, Reply};
+use forward::Foreign;
 use jobs::Running;
+use publish::Publisher;
+use readers::Unread;
 
 /// Clients at once.
 const CONNECTIONS_MAX: usize = 64;
@@ -40,6 +47,9 @@ pub(crate) struct Options {
     runtime: Option<PathBuf>,
     runtime_root: Option<PathBuf>,
     seccomp_cache: Option<PathBuf>,
+    foreign: Option<Program>,
+    events: Option<(PathBuf, String)>,
+    socket_path: Option<PathBuf>,
     socket: i32,
 }
 
@@ -62,13 +72,37 @@ impl Options {
             runtime: path("--runtime")?,
             runtime_root: path("--runtime-root")?,
             seccomp_cache: path("--seccomp-cache")?,
+            foreign: foreign(arguments)?,
+            events: events(arguments)?,
+            socket_path: path("--socket-path")?,
             socket,
         })
     }
 }
 
+/// The other shim that this one is to call, if any.
+fn foreign(arguments: &[String]) -> Result<Option<Program>, String> {
+    let Some(path) = crate::option(arguments, "--shim")? else { return Ok(None) };
+    let needed =
+        |name| crate::option(arguments, name)?.ok_or_else(|| format!("serve: --shim needs {name} beside it"));
+    Ok(Some(Program {
+        path: PathBuf::from(path),
+        namespace: needed("--namespace")?,
+        address: needed("--address")?,
+        config: crate::option(arguments, "--shim-config")?,
+    }))
+}
+
+/// Where containerd takes events, and its namespace.
+fn events(arguments: &[String]) -> Result<Option<(PathBuf, String)>, String> {
+    let Some(address) = crate::option(arguments, "--events")? else { return Ok(None) };
+    let namespace = crate::option(arguments, "--namespace")?;
+    let namespace = namespace.ok_or("serve: --events needs --namespace beside it")?;
+    Ok(Some((PathBuf::from(address.strip_prefix("unix://").unwrap_or(&address)), namespace)))
+}
+
 /// Ids become file names.
-fn valid_id(id: &str) -> bool {
+pub(crate) fn valid_id(id: &str) -> bool {
     !id.is_empty()
         && id.len() <= 200
         && id != "."
@@ -82,6 +116,9 @@ struct Shim {
     id: String,
     bundle: PathBuf,
     binary: Option<Binary>,
+    foreign: Option<Foreign>,
+    publisher: Option<Publisher>,
+    unread: Vec<Unread>,
     seccomp_cache: Option<PathBuf>,
     connections: Vec<Connection>,
     next_connection: u64,
@@ -113,6 +150,8 @@ enum Token {
     Input(usize),
     Member(u64),
     Keyboard,
+    Peer,
+    Publisher,
 }
 
 /// The inherited listening socket. One that came as a standard stream makes room for `/dev/null` there: whoever starts the shim
@@ -155,6 +194,9 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
         id: options.id,
         bundle: options.bundle,
         binary,
+        foreign: options.foreign.map(Foreign::new),
+        unread: Vec::new(),
+        publisher: options.events.map(|(address, namespace)| Publisher::new(address, namespace)),
         seccomp_cache: options.seccomp_cache,
         connections: Vec::new(),
         next_connection: 0,
@@ -174,7 +216,12 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
         lonely_since: Instant::now(),
         heap_dirty: false,
     };
-    shim.serve(&listener, &signals)
+    shim.adopt().map_err(|failure| format!("serve: {failure}"))?;
+    let result = shim.serve(&listener, &signals);
+    if let Some(path) = options.socket_path {
+        let _ = std::fs::remove_file(path);
+    }
+    result
 }
 
 /// On cgroup v1 the first write to a `cgroup.procs` in a while waits for an RCU grace period (8 ms); those that follow soon do
@@ -206,19 +253,24 @@ impl Shim {
             }
             self.handle(&fds, &tokens, listener, signals);
             self.give_up_streams();
+            self.look_after_peer();
+            self.look_after_publisher();
+            self.look_for_readers();
             self.dismiss_audience();
         }
         Ok(())
     }
 
-    fn finished(&self) -> bool {
-        if self.container.is_some() || !self.jobs.is_empty() {
+    fn finished(&mut self) -> bool {
+        let creating = self.foreign.as_ref().is_some_and(Foreign::is_creating);
+        if self.container.is_some() || creating || !self.jobs.is_empty() {
             return false;
         }
         let answered = self.connections.iter().all(|connection| !connection.wants_write());
         let abandoned = self.connections.is_empty()
             && (self.had_container || self.lonely_since.elapsed() >= ORPHANED_MAX);
-        (self.shutdown && answered) || abandoned
+        let finished = (self.shutdown && answered) || abandoned;
+        finished && self.publisher.as_mut().is_none_or(Publisher::lets_go)
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -226,7 +278,19 @@ impl Shim {
             .then(|| self.lonely_since + ORPHANED_MAX);
         let warm = self.warm.as_ref().map(|warm| warm.until);
         let attached = self.audience.borrow().deadline();
-        self.streams.iter().filter_map(Stream::next_look).chain(lonely).chain(warm).chain(attached).min()
+        let tail = self.foreign.as_ref().and_then(Foreign::deadline);
+        let readers = self.unread.iter().filter_map(Unread::next_look).min();
+        let publishing = self.publisher.as_ref().and_then(Publisher::deadline);
+        self.streams
+            .iter()
+            .filter_map(Stream::next_look)
+            .chain(lonely)
+            .chain(warm)
+            .chain(attached)
+            .chain(tail)
+            .chain(publishing)
+            .chain(readers)
+            .min()
     }
 
     fn interests(
@@ -249,6 +313,12 @@ impl Shim {
         for connection in &self.connections {
             let events = if connection.wants_write() { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
             add(connection.fd(), events, Token::Connection(connection.id));
+        }
+        if let Some((fd, events)) = self.foreign.as_ref().and_then(Foreign::interest) {
+            add(fd, events, Token::Peer);
+        }
+        if let Some((fd, events)) = self.publisher.as_ref().and_then(Publisher::interest) {
+            add(fd, events, Token::Publisher);
         }
         for running in &self.jobs {
             if !running.stream_ended {
@@ -301,6 +371,8 @@ impl Shim {
                 Token::Connection(id) => self.serve_connection(*id),
                 Token::Job(pid) => self.read_job(*pid),
                 Token::Member(id) => self.audience.borrow_mut().serve(*id, fd.revents),
+                Token::Peer => self.serve_peer(),
+                Token::Publisher => self.serve_publisher(),
                 Token::Keyboard => self.audience.borrow_mut().type_on(),
                 Token::Stream(_) | Token::Input(_) => {}
             }
@@ -328,7 +400,7 @@ impl Shim {
     /// After an exec: a process for the next one.
     fn warm_up(&mut self) {
         let runs = self.container.as_ref().is_some_and(|container| container.exit().is_none());
-        if runs && !self.paused && self.warm.is_none() && self.binary.is_none() {
+        if runs && !self.paused && self.warm.is_none() && self.binary.is_none() && self.foreign.is_none() {
             self.warm = Warm::spawn(&self.bundle, &self.cgroups);
         }
     }
@@ -358,7 +430,7 @@ impl Shim {
         let frames = flushed.and_then(|()| connection.read());
         match frames {
             Ok(frames) => {
-                for frame in frames {
+                for frame in frames.into_iter().filter(|frame| !frame.is_answer) {
                     let reply = Reply { connection: id, stream: frame.stream };
                     self.call(reply, &frame.payload);
                 }

@@ -21,7 +21,8 @@ use crate::status::{Code, Failure};
 use crate::stream::{Fifo, Sink};
 use crate::sys;
 
-const LOG_SCHEME: &str = "cri-log://";
+/// What the path of a log in CRI format begins with.
+pub(crate) const LOG_SCHEME: &str = "cri-log://";
 const ATTACHED: &str = "attach:";
 const ATTACHED_ONCE: &str = "attach:once";
 
@@ -93,12 +94,24 @@ pub(crate) fn open_terminal_sink(path: &str) -> Result<OwnedFd, Failure> {
 impl Stdio {
     /// Opens everything for the container itself.
     pub(crate) fn open(terminal: bool, stdin: &str, stdout: &str, stderr: &str) -> Result<Self, Failure> {
+        Self::open_with(terminal, stdin, stdout, stderr, |_| {
+            pipe_with(PipeFlags::CLOEXEC).map_err(|error| Failure::doing("making a pipe", &error))
+        })
+    }
+
+    /// The same with pipes made by `pipe`, which is told the stream's name and gives the reading and the writing end.
+    pub(crate) fn open_with(
+        terminal: bool,
+        stdin: &str,
+        stdout: &str,
+        stderr: &str,
+        mut pipe: impl FnMut(&str) -> Result<(OwnedFd, OwnedFd), Failure>,
+    ) -> Result<Self, Failure> {
         let mut stdio = Self::default();
         if is_attached(stdin) {
             // A terminal is its own keyboard.
             if !terminal {
-                let (reader, writer) =
-                    pipe_with(PipeFlags::CLOEXEC).map_err(|error| Failure::doing("making a pipe", &error))?;
+                let (reader, writer) = pipe("stdin")?;
                 sys::set_nonblocking(writer.as_raw_fd(), true)
                     .map_err(|error| Failure::doing("preparing a pipe", &error))?;
                 stdio.stdin = Some(reader);
@@ -141,8 +154,7 @@ impl Stdio {
         }
         for (path, origin) in [(stdout, Origin::Stdout), (stderr, Origin::Stderr)] {
             let Some(sink) = sink(path, origin)? else { continue };
-            let (reader, writer) =
-                pipe_with(PipeFlags::CLOEXEC).map_err(|error| Failure::doing("making a pipe", &error))?;
+            let (reader, writer) = pipe(origin.name())?;
             sys::set_nonblocking(reader.as_raw_fd(), true)
                 .map_err(|error| Failure::doing("preparing a pipe", &error))?;
             stdio.copies.push((reader, sink));

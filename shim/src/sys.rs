@@ -154,6 +154,17 @@ pub(crate) fn default_signals() {
     }
 }
 
+/// Lets the program that `command` starts begin with default signals, whatever this process ignores.
+pub(crate) fn start_with_default_signals(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let reset = || {
+        default_signals();
+        Ok(())
+    };
+    // SAFETY: what runs between fork and exec only changes signals, which is allowed there.
+    unsafe { command.pre_exec(reset) };
+}
+
 /// Ignores a signal.
 pub(crate) fn ignore_signal(signal: i32) {
     // SAFETY: SIG_IGN is a valid disposition.

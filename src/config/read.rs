@@ -279,6 +279,12 @@ impl Reader<'_> {
             Oci,
             Shim,
         }
+        #[derive(Clone, Copy)]
+        enum Sandbox {
+            Auto,
+            None,
+            Container,
+        }
         let key = format!("{table}.type");
         let kind = match self.entry(&key) {
             Some(_) => {
@@ -296,6 +302,15 @@ impl Reader<'_> {
             self.refuse(&key, "the handler \"berth\" is the built-in one: give the other a name of its own");
             return None;
         }
+        let (config_key, sandbox_key) = (format!("{table}.config"), format!("{table}.sandbox"));
+        let file = self.optional_path(&config_key);
+        let words = [("auto", Sandbox::Auto), ("none", Sandbox::None), ("container", Sandbox::Container)];
+        let sandbox = self.choice(&sandbox_key, &words);
+        for (key, given) in [(&config_key, file.is_some()), (&sandbox_key, sandbox.is_some())] {
+            if given && kind != Type::Shim {
+                self.refuse(key, "only a runtime of type \"shim\" has one");
+            }
+        }
         let path = self.optional_path(&path_key);
         if kind == Type::Berth {
             if path.is_some() {
@@ -308,8 +323,22 @@ impl Reader<'_> {
         }
         let path = path?;
         Some(match kind {
-            Type::Shim => Runtime::Shim { path },
+            Type::Shim => {
+                let sandbox = match sandbox {
+                    Some(Sandbox::None) => false,
+                    Some(Sandbox::Container) => true,
+                    Some(Sandbox::Auto) | None => wants_sandbox(&path),
+                };
+                Runtime::Shim { path, config: file, sandbox }
+            }
             _ => Runtime::Oci { path, root: root.or_else(|| Some(state?.join("runtimes").join(name)))? },
         })
     }
+}
+
+/// Whether a shim expects that a pod begins with a container of its own, as containerd's pods do. Those that only run processes
+/// need none.
+fn wants_sandbox(program: &Path) -> bool {
+    let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    !name.starts_with("containerd-shim-runc-") && !name.starts_with("containerd-shim-berth-")
 }

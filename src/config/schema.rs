@@ -275,8 +275,8 @@ pub(crate) const KEYS: &[Key] = &[
         "runtimes.*.type",
         Type::Choice(&["berth", "oci", "shim"]),
         "\"oci\"",
-        "berth: libcontainer, linked in. oci: an OCI runtime program (runc, crun, youki). shim: a containerd shim v2 (not \
-         built yet). The default for the handler named \"berth\" is berth."
+        "berth: libcontainer, linked in. oci: an OCI runtime program (runc, crun, youki). shim: a containerd shim v2 \
+         (containerd-shim-runc-v2, Kata, gVisor, runwasi). The default for the handler named \"berth\" is berth."
     ),
     key!("runtimes.*.path", Type::Path, "\"\"", "The program; oci and shim need it, berth has none."),
     key!(
@@ -284,6 +284,19 @@ pub(crate) const KEYS: &[Key] = &[
         Type::Path,
         "\"\"",
         "Where an OCI runtime keeps its own state (its --root). Empty: runtimes/NAME in the state directory."
+    ),
+    key!(
+        "runtimes.*.config",
+        Type::Path,
+        "\"\"",
+        "A configuration file of a shim's own, as Kata and gVisor have one. Empty: the shim's defaults."
+    ),
+    key!(
+        "runtimes.*.sandbox",
+        Type::Choice(&["auto", "none", "container"]),
+        "\"auto\"",
+        "Whether a shim's pods begin with a container of their own, in which virtual machines are booted. auto: container, but \
+         none for containerd-shim-runc-v2 and containerd-shim-berth-v1, which need none."
     ),
 ];
 

@@ -87,7 +87,8 @@ fn example_of_the_design_is_accepted() {
     assert_eq!(config.metrics.address, None);
     let root = PathBuf::from("/run/berth/runtimes/runc");
     assert_eq!(config.runtimes["runc"], Runtime::Oci { path: "/usr/bin/runc".into(), root });
-    assert_eq!(config.runtimes["kata"], Runtime::Shim { path: "/usr/bin/containerd-shim-kata-v2".into() });
+    let path = PathBuf::from("/usr/bin/containerd-shim-kata-v2");
+    assert_eq!(config.runtimes["kata"], Runtime::Shim { path, config: None, sandbox: true });
 }
 
 #[test]
@@ -231,6 +232,8 @@ fn impossible_runtimes_are_refused() {
     refused("[runtimes.runc]\npath = \"runc\"", 2, "absolute");
     refused("[runtimes.runc]\ntype = \"ocy\"\npath = \"/x\"", 2, "(did you mean `oci`?)");
     refused("[runtimes.Runc]\npath = \"/x\"", 1, "lower case");
+    refused("[runtimes.r]\npath = \"/x\"\nsandbox = \"none\"", 3, "type \"shim\"");
+    refused("[runtimes.r]\npath = \"/x\"\nconfig = \"/y\"", 3, "type \"shim\"");
     refused("[runtimes.berth]\ntype = \"oci\"\npath = \"/x\"", 2, "built-in");
     refused("[runtimes.b]\ntype = \"berth\"\npath = \"/x\"", 3, "linked in");
     refused("[runtimes.k]\ntype = \"shim\"\npath = \"/x\"\nroot = \"/y\"", 4, "only a runtime of type");
@@ -261,4 +264,19 @@ fn reference_is_up_to_date() {
     } else {
         assert_eq!(generated, reference(), "run this test once with BERTH_BLESS=1");
     }
+}
+
+#[test]
+fn shims_that_run_only_processes_get_no_container_for_the_sandbox() {
+    let sandbox = |text: &str| match load(text).unwrap().config.runtimes["s"].clone() {
+        Runtime::Shim { sandbox, .. } => sandbox,
+        other => panic!("{other:?}"),
+    };
+    let with = |program: &str, more: &str| {
+        sandbox(&format!("[runtimes.s]\ntype = \"shim\"\npath = \"/usr/bin/{program}\"\n{more}"))
+    };
+    assert!(!with("containerd-shim-runc-v2", ""));
+    assert!(with("containerd-shim-runc-v2", "sandbox = \"container\""));
+    assert!(with("containerd-shim-runsc-v1", ""));
+    assert!(!with("containerd-shim-runsc-v1", "sandbox = \"none\""));
 }

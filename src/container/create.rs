@@ -163,8 +163,8 @@ async fn make_recorded(
         _ => "",
     };
     let creation = {
-        let maps = spec::user_namespace(&pod.config)?;
-        let (shim, rootfs) = (shim.clone(), overlay(&lower, &layout, maps.as_ref()));
+        let (maps, label) = (spec::user_namespace(&pod.config)?, prepared.mount_label.as_deref());
+        let (shim, rootfs) = (shim.clone(), overlay(&lower, &layout, maps.as_ref(), label));
         let (id, stages) = (record.id.clone(), tools.stages.clone());
         // A task of its own: it goes on while nobody waits for it.
         let task = tokio::spawn(async move {
@@ -205,6 +205,8 @@ struct Layers {
 struct Prepared {
     user: ContainerUser,
     stop_signal: i32,
+    /// SELinux label of the container's files.
+    mount_label: Option<String>,
 }
 
 /// Makes the directories and writes the bundle. Reads the image's files, so it runs on a thread that may block.
@@ -266,7 +268,13 @@ fn prepare(
     for note in &built.notes {
         tracing::info!(container = record.id, note, "specification");
     }
-    Ok(Prepared { user: built.user.to_cri(), stop_signal: built.stop_signal })
+    let mount_label = built.spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
+    if let Some(label) = &mount_label {
+        for mount in config.mounts.iter().filter(|mount| mount.selinux_relabel) {
+            super::relabel::relabel(Path::new(&mount.host_path), label)?;
+        }
+    }
+    Ok(Prepared { user: built.user.to_cri(), stop_signal: built.stop_signal, mount_label })
 }
 
 /// Gives the merged root the owner and mode of the image's own root directory: the overlay shows those of the topmost
@@ -298,8 +306,8 @@ fn write_bundle(bundle: &Path, spec: &Spec) -> Result<(), Error> {
 }
 
 /// The container's root: the image's layers below a writable directory, all with their owners as the pod's user namespace
-/// has them.
-fn overlay(lower: &[PathBuf], layout: &Layout, maps: Option<&IdMaps>) -> ShimMount {
+/// has them, and with the SELinux label of the container.
+fn overlay(lower: &[PathBuf], layout: &Layout, maps: Option<&IdMaps>, label: Option<&str>) -> ShimMount {
     let lower: Vec<_> = lower.iter().map(|path| path.to_string_lossy()).collect();
     let mut options = vec![
         format!("lowerdir={}", lower.join(":")),
@@ -309,5 +317,7 @@ fn overlay(lower: &[PathBuf], layout: &Layout, maps: Option<&IdMaps>) -> ShimMou
     if let Some((uids, gids)) = maps.map(IdMaps::texts) {
         options.extend([format!("uidmap={uids}"), format!("gidmap={gids}"), "idmap-upper".to_owned()]);
     }
+    // Quoted, as a label has commas.
+    options.extend(label.map(|label| format!("context=\"{label}\"")));
     ShimMount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }
 }

@@ -21,20 +21,18 @@ const SHIM_STEP: Duration = Duration::from_millis(10);
 /// that were half made, and for those whose shim was killed.
 pub(crate) async fn end_without_shim(tools: &Tools, record: &ContainerRecord) {
     let bundle = tools.layout(&record.id).bundle;
-    let deadline = Instant::now() + SHIM_LIMIT;
-    // A shim that is just creating its container has nothing yet that could be killed, and does not end before it is done:
-    // it is asked until it is gone.
-    while let Ok(shim) = Shim::connect(&record.id, &bundle) {
-        let killed = shim.kill("", libc::SIGKILL, true).await;
-        if killed.is_ok() {
-            let _ = tokio::time::timeout(KILL_LIMIT, shim.wait("")).await;
+    through_shim(record, &bundle).await;
+    // Ours may be gone and another one, which it called, still be there: it is called again, to the same end.
+    match tools.launcher.spawn_again(&record.id, &bundle) {
+        Ok(Some(_)) => through_shim(record, &bundle).await,
+        Ok(None) => {}
+        Err(error) => {
+            tracing::warn!(
+                container = record.id,
+                error = crate::error::chain(&error),
+                "calling the shim again"
+            );
         }
-        super::clean_up(&record.id, &shim).await;
-        if Instant::now() > deadline {
-            tracing::warn!(container = record.id, "the shim does not end");
-            break;
-        }
-        tokio::time::sleep(SHIM_STEP).await;
     }
     if record.cgroups_path.is_empty() {
         return;
@@ -53,6 +51,25 @@ pub(crate) async fn end_without_shim(tools: &Tools, record: &ContainerRecord) {
         }
     })
     .await;
+}
+
+/// Ends a container through its shim, and the shim, if one answers.
+async fn through_shim(record: &ContainerRecord, bundle: &Path) {
+    let deadline = Instant::now() + SHIM_LIMIT;
+    // A shim that is just creating its container has nothing yet that could be killed, and does not end before it is done:
+    // it is asked until it is gone.
+    while let Ok(shim) = Shim::connect(&record.id, bundle) {
+        let killed = shim.kill("", libc::SIGKILL, true).await;
+        if killed.is_ok() {
+            let _ = tokio::time::timeout(KILL_LIMIT, shim.wait("")).await;
+        }
+        super::clean_up(&record.id, &shim).await;
+        if Instant::now() > deadline {
+            tracing::warn!(container = record.id, "the shim does not end");
+            break;
+        }
+        tokio::time::sleep(SHIM_STEP).await;
+    }
 }
 
 /// Removes the directories and the record of a container that has ended. Does all it can; returns what it could not.

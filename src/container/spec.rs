@@ -55,7 +55,7 @@ pub use self::user::User;
 pub use self::userns::{IdMaps, check_user_namespace, user_namespace};
 
 /// The version of the OCI runtime specification that we write. Nothing newer is used.
-const OCI_VERSION: &str = "1.1.0";
+pub(crate) const OCI_VERSION: &str = "1.1.0";
 
 /// What [`build`] found out.
 #[derive(Clone, Debug)]

@@ -19,6 +19,8 @@ pub struct Handler {
     pub name: String,
     /// Who creates containers.
     pub backend: Backend,
+    /// Whether a pod begins with a container that stands for its sandbox.
+    pub sandbox: bool,
     /// What specifications may hold.
     pub options: HandlerOptions,
 }

@@ -109,8 +109,14 @@ async fn take_up(
             return;
         }
     };
-    if record.phase() == PodPhase::PodReady && !sandbox::intact(shared, &record, &config) {
-        tracing::info!(pod = record.id, "the pod's namespaces are gone: it is not ready");
+    if record.phase() == PodPhase::PodReady
+        && !(sandbox::intact(shared, &record, &config)
+            && (!handler.sandbox || container::sandbox::runs(&shared.tools, &record.id).await))
+    {
+        tracing::info!(
+            pod = record.id,
+            "the pod's namespaces, or what stands for it, are gone: it is not ready"
+        );
         found.errors.extend(sandbox::stop(shared, &record).await);
         record.phase = PodPhase::PodNotReady.into();
         found.errors.extend(shared.records.put(&record.id, &record).await.map_err(Error::Record).err());

@@ -35,7 +35,7 @@ pub(super) async fn bring_up(
     // A container is likely to follow at once.
     crate::cgroup::prime(shared.tools.host.cgroup);
     shared.records.put(&record.id, &record).await?;
-    let making = make(shared, &mut record, &config, plan);
+    let making = make(shared, &mut record, &config, &handler, plan);
     let made = shared.tools.stages.time(Stage::SandboxCreate, making).await;
     let made = match made {
         Ok(()) => {
@@ -58,6 +58,7 @@ async fn make(
     shared: &Arc<Shared>,
     record: &mut PodRecord,
     config: &Arc<PodSandboxConfig>,
+    handler: &Arc<Handler>,
     plan: Plan,
 ) -> Result<(), Error> {
     let directory = Directory::new(&shared.tools.state, &record.id);
@@ -94,6 +95,10 @@ async fn make(
         let program = shared.tools.launcher.program();
         record.init_pid = init::start(program, &namespaces.pid_path(), user.as_deref()).await?;
     }
+    if handler.sandbox {
+        let pod = surroundings(shared, record, Arc::clone(config), Arc::clone(handler));
+        container::sandbox::start(&shared.tools, &pod).await?;
+    }
     Ok(())
 }
 
@@ -101,6 +106,9 @@ async fn make(
 /// Does all it can; returns what it could not. What is gone already is fine.
 pub(super) async fn stop(shared: &Arc<Shared>, record: &PodRecord) -> Vec<Error> {
     let mut errors = Vec::new();
+    let config = record.config.clone().unwrap_or_default();
+    let container = container::sandbox::record(&shared.tools, &config, &record.id);
+    errors.extend(container::sandbox::end(&shared.tools, &container).await.into_iter().map(Error::Container));
     let detaching = network::detach(&shared.networks, &record.id);
     let detached = shared.tools.stages.time(Stage::SandboxDeleteNetwork, detaching).await;
     errors.extend(detached.err().into_iter().flatten());

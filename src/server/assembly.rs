@@ -1,11 +1,14 @@
 //! Opens the rooms with what the configuration says, and gathers the facts that calls report.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use berth_cni::{BridgeOptions, Controller};
 
 use super::Error;
+use super::handlers::{self, Abilities};
+use crate::apparmor;
 use crate::cgroup;
 use crate::config::{CgroupDriver, Config, Loaded, NetworkMode, NetworkStore, Runtime};
 use crate::container::spec::{self, HandlerOptions};
@@ -36,9 +39,10 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     let images = Images::open(image_options(config, meter)).map_err(Error::Images)?;
     let networks = Controller::open(network_options(config)).map_err(Error::Network)?;
     let driver = cgroup_driver(config.cgroup.driver);
-    let options = pod_options(config, driver, meter)?;
+    let abilities = handlers::ask(&config.runtimes);
+    let options = pod_options(config, driver, &abilities, meter)?;
     let (naming, mode) = (options.naming.clone(), options.host.cgroup);
-    let facts = facts(loaded, driver, options.host.no_user_namespaces.as_deref());
+    let facts = facts(loaded, driver, &abilities, options.host.no_user_namespaces.as_deref());
     let pods = Pods::open(options, images.clone(), networks.clone()).map_err(Error::Pods)?;
     recovery::run(&pods, &networks, &images).await.map_err(Error::Pods)?;
     let stats = Stats::new(stats::Options {
@@ -60,9 +64,6 @@ fn refuse_unbuilt(config: &Config) -> Result<(), Error> {
     }
     if config.network.mode == NetworkMode::Cni {
         return Err(Error::Unbuilt("network.mode = \"cni\""));
-    }
-    if config.runtimes.values().any(|runtime| matches!(runtime, Runtime::Shim { .. })) {
-        return Err(Error::Unbuilt("runtimes.NAME.type = \"shim\""));
     }
     Ok(())
 }
@@ -111,19 +112,35 @@ fn interface_prefix(bridge: &str) -> String {
     format!("v{hash}x")
 }
 
-fn pod_options(config: &Config, driver: CgroupDriver, meter: &Meter) -> Result<pod::Options, Error> {
+/// Handlers by name, and what they can do.
+type Able = BTreeMap<String, Abilities>;
+
+fn pod_options(
+    config: &Config,
+    driver: CgroupDriver,
+    able: &Able,
+    meter: &Meter,
+) -> Result<pod::Options, Error> {
     let program = shim_program(config.shim.as_deref())?;
-    let mut host = spec::Host::detect();
+    let mut host = host();
     host.no_user_namespaces = shim::user_namespaces(&program, &config.root, &config.state);
+    let able = |name: &str| able.get(name).copied().unwrap_or_default();
     let handlers = config.runtimes.iter().map(|(name, runtime)| crate::container::Handler {
         name: name.clone(),
         backend: match runtime {
+            Runtime::Berth => Backend::BuiltIn,
             Runtime::Oci { path, root } => Backend::Oci { path: path.clone(), root: root.clone() },
-            _ => Backend::BuiltIn,
+            Runtime::Shim { path, config: file, .. } => Backend::Shim {
+                path: path.clone(),
+                address: config.grpc.address.clone(),
+                config: file.clone(),
+            },
         },
+        sandbox: matches!(runtime, Runtime::Shim { sandbox: true, .. }),
         options: HandlerOptions {
-            recursive_read_only_mounts: recursive_read_only(runtime),
-            user_namespaces: joins_user_namespaces(runtime),
+            recursive_read_only_mounts: able(name).recursive_read_only_mounts,
+            user_namespaces: able(name).user_namespaces,
+            selinux: !matches!(runtime, Runtime::Berth),
             ..HandlerOptions::default()
         },
     });
@@ -144,6 +161,19 @@ fn pod_options(config: &Config, driver: CgroupDriver, meter: &Meter) -> Result<p
     })
 }
 
+/// The machine's facts, with the AppArmor profile loaded that containers get by default.
+fn host() -> spec::Host {
+    let mut host = spec::Host::detect();
+    if host.apparmor {
+        if let Err(error) = apparmor::load_default() {
+            tracing::warn!(error = crate::error::chain(&error), "the default AppArmor profile");
+        }
+        host.apparmor_default =
+            apparmor::is_loaded(apparmor::DEFAULT_PROFILE).then(|| apparmor::DEFAULT_PROFILE.to_owned());
+    }
+    host
+}
+
 /// The shim's program: the configured one, else the one beside the daemon, else the first in `PATH`.
 fn shim_program(configured: Option<&Path>) -> Result<PathBuf, Error> {
     const NAME: &str = "berth-shim";
@@ -159,20 +189,24 @@ fn shim_program(configured: Option<&Path>) -> Result<PathBuf, Error> {
         .ok_or(Error::NoShim)
 }
 
-fn facts(loaded: &Loaded, cgroup_driver: CgroupDriver, no_user_namespaces: Option<&str>) -> Facts {
+fn facts(
+    loaded: &Loaded,
+    cgroup_driver: CgroupDriver,
+    able: &Able,
+    no_user_namespaces: Option<&str>,
+) -> Facts {
     let config = &loaded.config;
     let bridge = &config.network.bridge;
     Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cgroup_driver,
         default_runtime: config.default_runtime.clone(),
-        handlers: config
-            .runtimes
+        handlers: able
             .iter()
-            .map(|(name, runtime)| Handler {
+            .map(|(name, abilities)| Handler {
                 name: name.clone(),
-                recursive_read_only_mounts: recursive_read_only(runtime),
-                user_namespaces: no_user_namespaces.is_none() && joins_user_namespaces(runtime),
+                recursive_read_only_mounts: abilities.recursive_read_only_mounts,
+                user_namespaces: no_user_namespaces.is_none() && abilities.user_namespaces,
             })
             .collect(),
         supplemental_groups_policy: true,
@@ -184,43 +218,6 @@ fn facts(loaded: &Loaded, cgroup_driver: CgroupDriver, no_user_namespaces: Optio
             "subnets": bridge.subnets.iter().map(ToString::to_string).collect::<Vec<_>>(),
         }),
     }
-}
-
-/// Whether mounts can be read-only with all below them: the kernel has mount_setattr(2), and the runtime uses it (the
-/// OCI runtime specification, features.md, "mountOptions").
-fn recursive_read_only(runtime: &Runtime) -> bool {
-    let kernel = has_mount_setattr();
-    match runtime {
-        Runtime::Oci { path, .. } => kernel && lists(&features(path)["mountOptions"], "rro"),
-        _ => kernel,
-    }
-}
-
-/// Whether containers can be put into a user namespace that is there. Mounts with mapped owners are the shim's work, whoever
-/// creates the container.
-fn joins_user_namespaces(runtime: &Runtime) -> bool {
-    match runtime {
-        Runtime::Oci { path, .. } => lists(&features(path)["linux"]["namespaces"], "user"),
-        Runtime::Shim { .. } => false,
-        _ => true,
-    }
-}
-
-/// mount_setattr(2) is there since linux 5.12.
-fn has_mount_setattr() -> bool {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (5, 12)
-}
-
-/// What an OCI runtime says of itself (the OCI runtime specification, features.md); null when it does not.
-fn features(runtime: &Path) -> serde_json::Value {
-    let output = std::process::Command::new(runtime).arg("features").output();
-    output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or_default()
-}
-
-fn lists(known: &serde_json::Value, name: &str) -> bool {
-    known.as_array().is_some_and(|known| known.iter().any(|known| known == name))
 }
 
 /// Detected once: the kubelet follows it, and it must not change while pods are there. systemd makes the groups where it

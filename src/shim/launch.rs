@@ -23,7 +23,21 @@ pub enum Backend {
         /// Its `--root`: where it keeps its own state.
         root: PathBuf,
     },
+    /// Another shim of containerd's shim v2 protocol, called by ours.
+    Shim {
+        /// The program.
+        path: PathBuf,
+        /// The daemon's socket, as the other shim is told it; that for its events has `.ttrpc` behind it.
+        address: PathBuf,
+        /// A configuration file of the shim's own.
+        config: Option<PathBuf>,
+    },
 }
+
+/// containerd's namespace that other shims are told.
+const NAMESPACE: &str = "berth";
+/// How the shim of a bundle was called, for those that can be called again.
+const ARGUMENTS: &str = "shim-arguments.json";
 
 /// Starts shims.
 #[derive(Clone, Debug)]
@@ -56,28 +70,72 @@ impl Launcher {
     /// # Errors
     /// [`Error::Bundle`] when socket or log can't be made, [`Error::Spawn`] when the program can't be started.
     pub fn spawn(&self, id: &str, bundle: &Path, backend: &Backend) -> Result<Shim, Error> {
+        let mut arguments: Vec<String> = Vec::new();
+        let mut add = |option: &str, value: &Path| {
+            arguments.extend([option.to_owned(), value.to_string_lossy().into_owned()]);
+        };
+        if let Some(directory) = &self.filters {
+            add("--seccomp-cache", directory);
+        }
+        match backend {
+            Backend::BuiltIn => {}
+            Backend::Oci { path, root } => {
+                add("--runtime", path);
+                add("--runtime-root", root);
+            }
+            Backend::Shim { path, address, config } => {
+                add("--shim", path);
+                add("--address", address);
+                add("--namespace", Path::new(NAMESPACE));
+                if let Some(config) = config {
+                    add("--shim-config", config);
+                }
+                let path = bundle.join(ARGUMENTS);
+                let json = serde_json::to_vec(&arguments).map_err(std::io::Error::from);
+                json.and_then(|json| std::fs::write(&path, json)).map_err(|source| Error::Bundle {
+                    action: "writing",
+                    path,
+                    source,
+                })?;
+            }
+        }
+        self.run(id, bundle, &arguments)
+    }
+
+    /// Starts a shim anew that ended while another one, which it called, may still hold the container. `None` where there
+    /// is no such thing.
+    ///
+    /// # Errors
+    /// As [`Launcher::spawn`].
+    pub fn spawn_again(&self, id: &str, bundle: &Path) -> Result<Option<Shim>, Error> {
+        if !bundle.join("bootstrap.json").exists() {
+            return Ok(None);
+        }
+        let Ok(json) = std::fs::read(bundle.join(ARGUMENTS)) else { return Ok(None) };
+        let Ok(arguments) = serde_json::from_slice::<Vec<String>>(&json) else { return Ok(None) };
+        let _ = std::fs::remove_file(bundle.join(socket::NAME));
+        self.run(id, bundle, &arguments).map(Some)
+    }
+
+    fn run(&self, id: &str, bundle: &Path, arguments: &[String]) -> Result<Shim, Error> {
         let in_bundle = |action, name: &str| {
             let path = bundle.join(name);
             move |source| Error::Bundle { action, path, source }
         };
-        let listener = socket::listen(bundle).map_err(in_bundle("listening on", "shim.sock"))?;
-        let log = File::create(bundle.join("shim.log")).map_err(in_bundle("creating", "shim.log"))?;
+        let listener = socket::listen(bundle).map_err(in_bundle("listening on", socket::NAME))?;
+        let log = File::options().create(true).append(true).open(bundle.join("shim.log"));
+        let log = log.map_err(in_bundle("creating", "shim.log"))?;
         let mut command = Command::new(&self.program);
         // The listening socket travels as standard input: descriptors 0 to 2 are all that a process can be given
         // without running code between fork and exec, which would cost a copy of the daemon's page tables.
         command
             .args(["serve", "--socket-fd", "0", "--id", id, "--bundle"])
             .arg(bundle)
+            .args(arguments)
             .current_dir(bundle)
             .stdin(Stdio::from(OwnedFd::from(listener)))
             .stdout(Stdio::null())
             .stderr(log);
-        if let Some(directory) = &self.filters {
-            command.arg("--seccomp-cache").arg(directory);
-        }
-        if let Backend::Oci { path, root } = backend {
-            command.arg("--runtime").arg(path).arg("--runtime-root").arg(root);
-        }
         // Dropping the handle leaves the shim running; the runtime reaps it if it ends while the daemon lives.
         command.spawn().map_err(|source| Error::Spawn { program: self.program.clone(), source })?;
         Shim::connect(id, bundle)

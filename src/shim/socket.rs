@@ -9,7 +9,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-const NAME: &str = "shim.sock";
+/// The socket's name in the bundle.
+pub(super) const NAME: &str = "shim.sock";
 
 fn short(directory: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{NAME}", directory.as_raw_fd()))

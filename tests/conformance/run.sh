@@ -11,10 +11,12 @@
 # NAME           prefix of all that is made        (berth-conf)
 # REPORT         file for a JUnit report, of which report.py makes docs/conformance.md
 # LOG            file for the daemon's log
+# IMAGES         directory with the registry's content as PREPARE left it: for machines without python and apt
+# PREPARE        directory to fill so; then nothing else is done, and CRITEST may be anything
 # KEEP=1         leaves the namespace, registry and daemon running, and says how to reach them
 set -eu
 
-[ $# -ge 1 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 critest=$1
 shift
 here=$(cd "$(dirname "$0")" && pwd)
@@ -59,12 +61,13 @@ ip netns add "$name"
 inside() { nsenter --net="/run/netns/$name" "$@"; }
 inside ip link set lo up
 
-mkdir -p "$root/registry" "$root/certs.d/_default" "$state"
+content=${PREPARE:-${IMAGES:-$root/registry}}
+mkdir -p "$content" "$root/certs.d/_default" "$state"
 cat >"$root/registry.yml" <<END
 version: 0.1
 log: {level: error, accesslog: {disabled: true}}
 storage:
-  filesystem: {rootdirectory: $root/registry}
+  filesystem: {rootdirectory: $content}
 http: {addr: $registry}
 END
 # All registries the suite knows are this one.
@@ -95,6 +98,8 @@ END
 for runtime in runc crun; do
     [ ! -x "/usr/bin/$runtime" ] || printf '[runtimes.%s]\ntype = "oci"\npath = "/usr/bin/%s"\n' $runtime $runtime
 done >>"$root/berth.toml"
+shim=/usr/bin/containerd-shim-runc-v2
+[ ! -x $shim ] || printf '[runtimes.shim]\ntype = "shim"\npath = "%s"\n' $shim >>"$root/berth.toml"
 
 # Not by the function: the process must be our own child, to be ended.
 nsenter --net="/run/netns/$name" docker-registry serve "$root/registry.yml" >"$root/registry.log" 2>&1 &
@@ -103,14 +108,17 @@ until inside curl -sf "http://$registry/v2/" >/dev/null; do
     kill -0 "$server" || { cat "$root/registry.log" >&2; exit 1; }
     sleep 0.1
 done
-# images.py says what for. busybox can't be installed beside busybox-static, but unpacked.
-shell=
-if (cd "$root" && apt-get download -q busybox >/dev/null 2>&1 && dpkg-deb -x busybox_*.deb busybox); then
-    shell=$(find "$root/busybox" -path "*/bin/busybox" | head -n 1)
-else
-    echo "no busybox package: the spec about masked paths will fail" >&2
+if [ -z "${IMAGES:-}" ]; then
+    # images.py says what for. busybox can't be installed beside busybox-static, but unpacked.
+    shell=
+    if (cd "$root" && apt-get download -q busybox >/dev/null 2>&1 && dpkg-deb -x busybox_*.deb busybox); then
+        shell=$(find "$root/busybox" -path "*/bin/busybox" | head -n 1)
+    else
+        echo "no busybox package: the spec about masked paths will fail" >&2
+    fi
+    inside python3 "$here/images.py" "$registry" $shell >/dev/null
 fi
-inside python3 "$here/images.py" "$registry" $shell >/dev/null
+[ -z "${PREPARE:-}" ] || exit 0
 
 nsenter --net="/run/netns/$name" "$bin/berthd" --config "$root/berth.toml" >"$root/berthd.log" 2>&1 &
 daemon=$!

@@ -8,9 +8,11 @@
 #[allow(dead_code, reason = "the benchmark uses other parts of it")]
 mod support;
 
+mod apparmor;
 mod bad_input;
 mod client;
 mod client_interactive;
+mod containerd;
 mod containers;
 mod daemon;
 mod exec_sync;
@@ -28,6 +30,7 @@ mod resources;
 mod restart;
 mod runtimes;
 mod security;
+mod shims;
 mod stats;
 mod userns;
 
@@ -42,9 +45,11 @@ fn main() {
     let arguments = Arguments::from_args();
     let trials = || {
         [
+            apparmor::trials(),
             bad_input::trials(),
             client::trials(),
             client_interactive::trials(),
+            containerd::trials(),
             containers::trials(),
             daemon::trials(),
             exec_sync::trials(),
@@ -62,6 +67,7 @@ fn main() {
             restart::trials(),
             runtimes::trials(),
             security::trials(),
+            shims::trials(),
             stats::trials(),
             userns::trials(),
         ]

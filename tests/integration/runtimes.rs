@@ -5,6 +5,7 @@ use libtest_mimic::Trial;
 
 use crate::support::World;
 use crate::support::container;
+use crate::support::runtime::find;
 use crate::support::spec::{ContainerOptions, script};
 use crate::trials;
 
@@ -65,6 +66,20 @@ async fn what_the_daemon_says_of_itself(world: &mut World) {
             status.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["", "berth", "crun", "runc"]);
+        // What runc itself says decides, not its name; crun 1.8 says nothing.
+        let features = std::process::Command::new(find("runc")).arg("features").output().unwrap();
+        let features: serde_json::Value = serde_json::from_slice(&features.stdout).unwrap_or_default();
+        let knows =
+            features["mountOptions"].as_array().is_some_and(|list| list.iter().any(|one| one == "rro"));
+        let of = |name: &str| {
+            let handler = status.runtime_handlers.iter().find(|handler| handler.name == name).unwrap();
+            handler.features.unwrap()
+        };
+        assert_eq!(of("runc").recursive_read_only_mounts, knows);
+        assert_eq!(
+            of("runc").user_namespaces,
+            features["linux"]["mountExtensions"]["idmap"]["enabled"] == serde_json::Value::Bool(true)
+        );
         let config =
             world.runtime().runtime_config(k8s_cri::v1::RuntimeConfigRequest {}).await.unwrap().into_inner();
         let driver = config.linux.unwrap().cgroup_driver;

@@ -37,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) subnets: Vec<String>,
     /// More for the `[images]` section of Berth's configuration, as it is written.
     pub(crate) images: String,
+    /// More `[runtimes.NAME]` tables of Berth's configuration.
+    pub(crate) runtimes: String,
     /// Environment variables of the daemon.
     pub(crate) environment: Vec<(String, String)>,
 }
@@ -46,6 +48,7 @@ impl Default for Options {
         Self {
             subnets: vec!["10.85.0.0/16".into(), "fd85:be:27::/64".into()],
             images: String::new(),
+            runtimes: String::new(),
             environment: Vec::new(),
         }
     }
@@ -138,6 +141,7 @@ path = "{runc}"
 [runtimes.crun]
 type = "oci"
 path = "{crun}"
+{runtimes}
 "#,
             root = self.root.display(),
             state = self.state.display(),
@@ -148,6 +152,7 @@ path = "{crun}"
             runc = find("runc"),
             crun = crun(run).display(),
             images = options.images,
+            runtimes = options.runtimes,
         )
     }
 

@@ -2,6 +2,9 @@
 # Makes the machine's memory image: Berth's programs, the test programs, what they call, and kernel modules.
 #
 #   image.sh IMAGE KERNEL PROGRAM...    programs lie in the directory of a cargo profile, or in its deps/
+#
+# APPARMOR         directory with apparmor_parser and apparmor.d/ (apparmor.sh)
+# CRITEST, IMAGES  the conformance suite and its registry's content: instead of test programs, berthd alone is named
 set -eu
 image=$1 kernel=$2
 shift 2
@@ -45,7 +48,7 @@ program() {
     done
 }
 
-program docker-registry runc crun nft ip conntrack skopeo openssl unshare setpriv
+program docker-registry runc crun containerd ctr containerd-shim-runc-v2 nft ip conntrack skopeo openssl unshare setpriv
 # Debug information is of no use there, and large.
 stripped() { # SOURCE TARGET
     add "$1" && rm "$root$1"
@@ -56,10 +59,32 @@ profile=$(dirname "$1")
 for name in berthd berth berth-shim; do
     stripped "$profile/$name" "/berth/$name"
 done
-for path; do
-    stripped "$path" "/tests/$(basename "$path")"
-done
+if [ -z "${CRITEST:-}" ]; then
+    for path; do
+        stripped "$path" "/tests/$(basename "$path")"
+    done
+else
+    mkdir -p "$root/conformance"
+    strip -o "$root/conformance/critest" "$CRITEST"
+    cp ../conformance/run.sh "$root/conformance/"
+    cp -R "$IMAGES" "$root/conformance/images"
+    # Busybox has its own of these, which can less; its shell would prefer them.
+    program dash curl nsenter rm ipcmk ipcrm ipcs
+    # Asks for nothing: root is who runs it.
+    printf '#!/bin/sh\nexec "$@"\n' >"$root/usr/bin/sudo"
+    chmod 0755 "$root/usr/bin/sudo"
+fi
 find "$root" -depth -type d -path "$root${profile%/*}*" -empty -delete
+
+if [ -n "${APPARMOR:-}" ]; then
+    add "$APPARMOR/apparmor_parser"
+    mv "$root$APPARMOR/apparmor_parser" "$root/usr/sbin/"
+    mkdir -p "$root/etc/apparmor" && : >"$root/etc/apparmor/parser.conf"
+    cp -R "$APPARMOR/apparmor.d" "$root/etc/"
+    (cd "$root" && rmdir -p --ignore-fail-on-non-empty "${APPARMOR#/}"
+        # The repository may lie there.
+        mkdir -p -m 1777 tmp var/tmp)
+fi
 
 # Busybox is everything else; some have a fixed place, as /sbin/modprobe, which the kernel calls.
 add /bin/busybox

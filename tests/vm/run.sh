@@ -6,6 +6,8 @@
 # KERNEL  package of the kernel      (default: what linux-image-cloud-amd64 stands for)
 # TEST    cargo's choice of tests    (default: --test integration; also: "-p berth-cni --test network")
 # MEMORY  MiB                        (3072)       CPUS   virtual processors (1)
+# CRITEST path of cri-tools' critest: it runs instead of the tests, with the words after it as its options; its report is left
+#         in $WORK/critest.xml
 # LIMIT   seconds until it is ended  (7200)       WORK   where it builds    (target/vm)
 #
 # Leaves the serial line's text in $WORK/serial.log; exits with the tests' own status, 125 when the machine ended without
@@ -19,23 +21,36 @@ work=$(cd "$work" && pwd)
 limit=${LIMIT:-7200}
 cargo=${CARGO:-cargo}
 
-# A line of cargo's JSON for each test program it has built; what it says to people stays on the terminal.
-# shellcheck disable=SC2086 # a list of words
-programs=$("$cargo" test --no-run ${TEST:---test integration} --message-format=json-render-diagnostics |
-    sed -n '/"profile":{[^}]*"test":true/s/.*"executable":"\([^"]*\)".*/\1/p')
-[ -n "$programs" ] || { echo "cargo built no test program" >&2; exit 125; }
+if [ -n "${CRITEST:-}" ]; then
+    [ -x "$CRITEST" ] || { echo "CRITEST=$CRITEST: no such program" >&2; exit 125; }
+    export CRITEST IMAGES="$work/images"
+    # Pulled apart from the machine, which has neither python nor a network.
+    [ -d "$IMAGES/docker" ] || NAME=berth-images PREPARE="$IMAGES" IMAGES='' tests/conformance/run.sh -
+    programs=$(realpath "${BERTH_BIN_DIR:-target/debug}")/berthd
+else
+    # A line of cargo's JSON for each test program it has built; what it says to people stays on the terminal.
+    # shellcheck disable=SC2086 # a list of words
+    programs=$("$cargo" test --no-run ${TEST:---test integration} --message-format=json-render-diagnostics |
+        sed -n '/"profile":{[^}]*"test":true/s/.*"executable":"\([^"]*\)".*/\1/p')
+    [ -n "$programs" ] || { echo "cargo built no test program" >&2; exit 125; }
+fi
 
 kernel=$("$here/kernel.sh" "$work" "${KERNEL:-linux-image-cloud-amd64}")
+apparmor=$("$here/apparmor.sh" "$work")
 # shellcheck disable=SC2086 # a list of paths without blanks
-"$here/image.sh" "$work/initramfs" "$kernel" $programs
+APPARMOR=$apparmor "$here/image.sh" "$work/initramfs" "$kernel" $programs
 
 # The kernel hands init what follows `--`, word by word.
 timeout --foreground -k 5 "$limit" nice -n 10 qemu-system-x86_64 \
     -machine q35 -accel tcg,tb-size=512 -cpu max -smp "${CPUS:-1}" -m "${MEMORY:-3072}" \
     -nodefaults -no-user-config -no-reboot -display none -serial stdio \
     -kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
-    -append "console=ttyS0 loglevel=1 panic=-1 rdinit=/init -- $*" \
+    -append "console=ttyS0 loglevel=1 panic=-1 apparmor=1 security=apparmor rdinit=/init -- $*" \
     </dev/null 2>"$work/qemu.log" | sed -u 's/\r//g' | tee "$work/serial.log" || true
+sed -n '/^critest.xml.gz.base64$/,/^end of critest.xml$/p' "$work/serial.log" | sed '1d;$d' | base64 -d 2>/dev/null |
+    gzip -d >"$work/critest.xml.new" 2>/dev/null || true
+[ ! -s "$work/critest.xml.new" ] || mv "$work/critest.xml.new" "$work/critest.xml"
+rm -f "$work/critest.xml.new"
 status=$(sed -n 's/^test-vm: exit status \([0-9]*\)$/\1/p' "$work/serial.log" | tail -n 1)
 [ -z "$status" ] || exit "$status"
 cat "$work/qemu.log" >&2

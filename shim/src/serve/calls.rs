@@ -6,8 +6,12 @@
 use std::time::Duration;
 
 use containerd_shim_protos::api;
+use containerd_shim_protos::events::task::{TaskExecAdded, TaskPaused, TaskResumed};
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::topics::{
+    TASK_EXEC_ADDED_EVENT_TOPIC, TASK_PAUSED_EVENT_TOPIC, TASK_RESUMED_EVENT_TOPIC,
+};
 use containerd_shim_protos::ttrpc::proto::{Request, Response, Status};
 
 use crate::cgroup;
@@ -19,7 +23,7 @@ use crate::status::{Code, Failure};
 use crate::stdio::{self, Stdio};
 use crate::stream::{Fifo, Sink};
 use crate::sys;
-use crate::{delete, update};
+use crate::{delete, metrics, update};
 
 use super::container::{Exit, Phase, Process, Reply};
 use super::jobs::{Purpose, Running, unsigned};
@@ -30,14 +34,14 @@ const EXECS_MAX: usize = 1024;
 /// How long a Kill of everything waits for everybody to be dead.
 const KILL_WAIT: Duration = Duration::from_millis(50);
 
-type Outcome = Result<(), Failure>;
+pub(super) type Outcome = Result<(), Failure>;
 
-fn parse<M: Message>(payload: &[u8]) -> Result<M, Failure> {
+pub(super) fn parse<M: Message>(payload: &[u8]) -> Result<M, Failure> {
     M::parse_from_bytes(payload)
         .map_err(|error| Failure::new(Code::InvalidArgument, format!("malformed request: {error}")))
 }
 
-fn not_found(exec_id: &str) -> Failure {
+pub(super) fn not_found(exec_id: &str) -> Failure {
     if exec_id.is_empty() {
         Failure::new(Code::NotFound, "the shim holds no container")
     } else {
@@ -45,11 +49,11 @@ fn not_found(exec_id: &str) -> Failure {
     }
 }
 
-fn refused(message: impl Into<String>) -> Failure {
+pub(super) fn refused(message: impl Into<String>) -> Failure {
     Failure::new(Code::FailedPrecondition, message)
 }
 
-fn time(nanoseconds: i64) -> MessageField<Timestamp> {
+pub(super) fn time(nanoseconds: i64) -> MessageField<Timestamp> {
     MessageField::some(Timestamp {
         seconds: nanoseconds.div_euclid(1_000_000_000),
         nanos: i32::try_from(nanoseconds.rem_euclid(1_000_000_000)).unwrap_or(0),
@@ -104,7 +108,11 @@ impl Shim {
     pub(super) fn call(&mut self, reply: Reply, payload: &[u8]) {
         let outcome = parse::<Request>(payload).and_then(|request| match request.service.as_str() {
             "containerd.task.v2.Task" | "containerd.task.v3.Task" => {
-                self.task_call(reply, &request.method, &request.payload)
+                if self.foreign.is_some() {
+                    self.forward(reply, &request.method, &request.payload)
+                } else {
+                    self.task_call(reply, &request.method, &request.payload)
+                }
             }
             "berth.shim.v1.Shim" => match request.method.as_str() {
                 "ReopenLog" => self.reopen_log(reply),
@@ -137,6 +145,7 @@ impl Shim {
             "Update" => self.update(reply, &parse(payload)?),
             "Wait" => self.wait(reply, &parse(payload)?),
             "Connect" => self.connect(reply),
+            "Stats" => self.stats(reply),
             "Shutdown" => self.shut_down(reply),
             _ => Err(Failure::new(Code::Unimplemented, format!("{method} is not implemented by this shim"))),
         }
@@ -158,6 +167,9 @@ impl Shim {
                 "creating from a checkpoint is not implemented by this shim",
             ));
         }
+        self.tell_later(&request);
+        self.forget_unread("");
+        self.keep_open("", [&request.stdout, &request.stderr]);
         let mut stdio = Stdio::open(request.terminal, &request.stdin, &request.stdout, &request.stderr)?;
         if let Some((keyboard, once)) = stdio.keyboard.take() {
             self.audience.borrow_mut().set_keyboard(keyboard, once);
@@ -207,6 +219,7 @@ impl Shim {
         {
             container.phase = Phase::Running;
             let pid = unsigned(container.pid);
+            self.tell_started(pid);
             self.answer(reply, &api::StartResponse { pid, ..Default::default() });
             return Ok(());
         }
@@ -241,8 +254,11 @@ impl Shim {
         }
         let mut process = Process::new(request.terminal, &request.stdin, &request.stdout, &request.stderr);
         process.spec = request.spec.into_option().map(|any| any.value).unwrap_or_default();
+        let exec_id = request.exec_id.clone();
         self.execs.insert(request.exec_id, process);
         self.answer(reply, &api::Empty::default());
+        let event = TaskExecAdded { container_id: self.id.clone(), exec_id, ..Default::default() };
+        self.publish(TASK_EXEC_ADDED_EVENT_TOPIC, &event);
         Ok(())
     }
 
@@ -252,6 +268,11 @@ impl Shim {
             return Err(refused("the container is not running"));
         }
         let init = init.pid;
+        if let Some((stdout, stderr)) =
+            self.execs.get(exec_id).map(|exec| (exec.stdout.clone(), exec.stderr.clone()))
+        {
+            self.keep_open(exec_id, [&stdout, &stderr]);
+        }
         let process = self.execs.get_mut(exec_id).ok_or_else(|| not_found(exec_id))?;
         if !matches!(process.phase, Phase::Created) {
             return Err(refused(format!("exec {exec_id} was started already")));
@@ -307,7 +328,7 @@ impl Shim {
         Ok(())
     }
 
-    fn wait(&mut self, reply: Reply, request: &api::WaitRequest) -> Outcome {
+    pub(super) fn wait(&mut self, reply: Reply, request: &api::WaitRequest) -> Outcome {
         let process = self.process_mut(&request.exec_id).ok_or_else(|| not_found(&request.exec_id))?;
         match process.exit() {
             Some(exit) => self.answer_wait(reply, exit),
@@ -324,6 +345,7 @@ impl Shim {
                 return Err(refused(format!("exec {exec_id} is running")));
             }
             if let Some(process) = self.forget_exec(exec_id) {
+                self.tell_deleted(exec_id, process.pid, process.exit());
                 self.answer_delete(reply, process.pid, process.exit());
             }
             return Ok(());
@@ -379,7 +401,7 @@ impl Shim {
         Ok(())
     }
 
-    fn state(&mut self, reply: Reply, request: &api::StateRequest) -> Outcome {
+    pub(super) fn state(&mut self, reply: Reply, request: &api::StateRequest) -> Outcome {
         let exec_id = request.exec_id.as_str();
         let (id, bundle, paused) = (self.id.clone(), self.bundle.display().to_string(), self.paused);
         let process = self.process_mut(exec_id).ok_or_else(|| not_found(exec_id))?;
@@ -429,6 +451,20 @@ impl Shim {
             .map_err(|error| Failure::doing("freezing the container", &error))?;
         self.paused = frozen;
         self.answer(reply, &api::Empty::default());
+        let container_id = self.id.clone();
+        if frozen {
+            self.publish(TASK_PAUSED_EVENT_TOPIC, &TaskPaused { container_id, ..Default::default() });
+        } else {
+            self.publish(TASK_RESUMED_EVENT_TOPIC, &TaskResumed { container_id, ..Default::default() });
+        }
+        Ok(())
+    }
+
+    /// Figures of the container's cgroup.
+    fn stats(&mut self, reply: Reply) -> Outcome {
+        self.container.as_ref().ok_or_else(|| not_found(""))?;
+        let stats = MessageField::some(metrics::read(&self.cgroups));
+        self.answer(reply, &api::StatsResponse { stats, ..Default::default() });
         Ok(())
     }
 
@@ -470,7 +506,7 @@ impl Shim {
         Ok(())
     }
 
-    fn connect(&mut self, reply: Reply) -> Outcome {
+    pub(super) fn connect(&mut self, reply: Reply) -> Outcome {
         let task_pid = self.container.as_ref().map_or(0, |container| unsigned(container.pid));
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let response =

@@ -108,10 +108,17 @@ impl Shim {
             self.cool_down();
             self.audience.borrow_mut().close_keyboard();
             let oom_killed = cgroup::oom_kills(&self.cgroups) > 0;
-            if let Err(error) = write_exit(&self.bundle, reaped.pid, exit, oom_killed) {
+            if oom_killed {
+                self.tell_out_of_memory();
+            }
+            // A container that was found again may have ended before.
+            let written = self.foreign.is_some() && self.bundle.join("exit.json").exists();
+            if !written && let Err(error) = write_exit(&self.bundle, reaped.pid, exit, oom_killed) {
                 eprintln!("writing exit.json: {error}");
             }
         }
+        self.let_read(exec_id);
+        self.tell_ended(exec_id, reaped.pid, exit);
         let Some(process) = self.process_mut(exec_id) else { return };
         process.phase = Phase::Stopped(exit);
         process.stdin_holder = None;

@@ -115,6 +115,7 @@ impl Shim {
                 }
                 self.container = Some(process);
                 self.connect_terminal("", master, terminal, stdin);
+                self.tell_created(pid);
                 self.answer(reply, &api::CreateTaskResponse { pid: unsigned(pid), ..Default::default() });
                 self.answer_early();
                 self.claim_stray("", pid);
@@ -129,6 +130,7 @@ impl Shim {
                             container.phase = Phase::Running;
                         }
                         let pid = unsigned(container.pid);
+                        self.tell_started(pid);
                         self.answer(reply, &api::StartResponse { pid, ..Default::default() });
                     }
                     Err(failure) => {
@@ -146,6 +148,7 @@ impl Shim {
                         process.pid = pid;
                         process.phase = Phase::Running;
                         self.connect_terminal(&exec_id, master, terminal, stdin);
+                        self.tell_exec_started(&exec_id, pid);
                         self.answer(reply, &api::StartResponse { pid: unsigned(pid), ..Default::default() });
                         self.claim_stray(&exec_id, pid);
                     }
@@ -162,6 +165,8 @@ impl Shim {
                     Ok(()) => {
                         self.cgroups.clear();
                         self.end_streams("");
+                        self.forget_unread("");
+                        self.tell_deleted("", container.pid, container.exit());
                         self.answer_delete(reply, container.pid, container.exit());
                     }
                     Err(failure) => {
@@ -280,6 +285,7 @@ impl Shim {
     /// Removes an exec and what it holds.
     pub(super) fn forget_exec(&mut self, exec_id: &str) -> Option<Process> {
         let process = self.execs.remove(exec_id)?;
+        self.forget_unread(exec_id);
         self.end_streams(exec_id);
         if let Some(directory) = exec::own_directory(&self.cgroups, exec_id) {
             cgroup::signal_all(&directory, libc::SIGKILL, std::time::Duration::from_millis(20));

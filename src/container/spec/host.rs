@@ -57,8 +57,7 @@ impl Host {
             hugetlb: cgroup.has_controller("hugetlb"),
             swap: has_swap_accounting(cgroup),
             cgroup,
-            apparmor: read_trimmed("/sys/module/apparmor/parameters/enabled").as_deref() == Some("Y")
-                && Path::new("/sys/kernel/security/apparmor").is_dir(),
+            apparmor: crate::apparmor::is_on(),
             apparmor_default: None,
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             // Found out by trying, elsewhere.

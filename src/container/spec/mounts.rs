@@ -214,7 +214,7 @@ fn one(
             return unsupported(
                 FIELD,
                 &asked.container_path,
-                "recursive read-only mounts of this runtime handler",
+                "recursive read-only mounts: they need linux 5.12, and a runtime handler whose features list the mount option rro",
             );
         }
         options.extend(["ro", "rro"]);

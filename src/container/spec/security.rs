@@ -97,14 +97,11 @@ fn apparmor(input: &SpecInput<'_>, context: &LinuxContainerSecurityContext) -> R
         ProfileType::RuntimeDefault => Ok(None),
         ProfileType::Localhost if name.is_empty() => Err(refuse("localhost_ref is missing")),
         ProfileType::Localhost if !input.host.apparmor => Err(refuse("AppArmor is not on on this host")),
-        ProfileType::Localhost if !is_loaded(name) => Err(refuse("no such profile is loaded on this host")),
+        ProfileType::Localhost if !crate::apparmor::is_loaded(name) => {
+            Err(refuse("no such profile is loaded on this host"))
+        }
         ProfileType::Localhost => Ok(Some(name.to_owned())),
     }
-}
-
-fn is_loaded(name: &str) -> bool {
-    let loaded = std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
-    loaded.lines().any(|line| line.rsplit_once(" (").is_some_and(|(profile, _)| profile == name))
 }
 
 /// The kind of a profile, and the file or name it refers to.
@@ -133,6 +130,13 @@ fn selinux(
     let parts = [&options.user, &options.role, &options.r#type, &options.level];
     if parts.iter().all(|part| part.is_empty()) {
         return Ok((None, None));
+    }
+    if !input.handler.selinux {
+        return Err(Error::SecurityModule {
+            field: FIELD,
+            value: options.level.clone(),
+            reason: "the built-in runtime applies no SELinux labels: use the handler of an OCI runtime (runc, crun)",
+        });
     }
     if let Some(part) = parts.iter().find(|part| part.contains(['\0', '\n', ' '])) {
         return Err(Error::invalid(FIELD, part.as_str(), "is not part of a label"));
@@ -233,6 +237,8 @@ mod tests {
             Some(SeLinuxOption { level: "s0:c1,c2".into(), ..Default::default() });
         assert_eq!(applied(&fixture).unwrap().0.selinux_label(), &None);
         fixture.host.selinux = true;
+        assert!(applied(&fixture).unwrap_err().to_string().contains("built-in"));
+        fixture.handler.selinux = true;
         let (process, linux) = applied(&fixture).unwrap();
         assert_eq!(process.selinux_label().as_deref(), Some("system_u:system_r:container_t:s0:c1,c2"));
         assert_eq!(linux.mount_label().as_deref(), Some("system_u:object_r:container_file_t:s0:c1,c2"));

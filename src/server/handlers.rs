@@ -1,0 +1,197 @@
+//! What each runtime handler can do: asked of its program when the daemon starts, never assumed.
+//!
+//! An OCI runtime answers `features` (opencontainers/runtime-spec, `features.md`), a shim `-info` with the same document in it
+//! (containerd, `core/runtime/v2/README.md`). containerd-shim-runc-v2 before containerd 2.0 has no `-info`; it runs the `runc` that
+//! is in `PATH`, so that is asked. A program that does not answer gets nothing that needs an answer.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::types::introspection::RuntimeInfo;
+use serde_json::Value;
+
+use crate::config::Runtime;
+
+/// How long a program may take: some start a virtual machine's tools first.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// The longest answer; runc's has 4 KiB.
+const LENGTH_MAX: u64 = 1 << 20;
+
+/// What a handler can do.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Abilities {
+    /// Mounts that are read-only with all that is mounted below them (KEP-3857).
+    pub(super) recursive_read_only_mounts: bool,
+    /// Pods with a user namespace, their volumes mapped (KEP-127).
+    pub(super) user_namespaces: bool,
+}
+
+/// Asks all handlers at once.
+pub(super) fn ask(runtimes: &BTreeMap<String, Runtime>) -> BTreeMap<String, Abilities> {
+    std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            runtimes.iter().map(|(name, runtime)| (name, scope.spawn(move || of(name, runtime)))).collect();
+        asked.into_iter().map(|(name, thread)| (name.clone(), thread.join().unwrap_or_default())).collect()
+    })
+}
+
+fn of(name: &str, runtime: &Runtime) -> Abilities {
+    let answer = match runtime {
+        Runtime::Berth => return built_in(),
+        Runtime::Oci { path, .. } => features(path),
+        Runtime::Shim { path, .. } => info(path).or_else(|error| {
+            let runs_runc =
+                path.file_name().is_some_and(|name| name.to_string_lossy().contains("shim-runc-"));
+            if runs_runc { features(Path::new("runc")) } else { Err(error) }
+        }),
+    };
+    match answer {
+        Ok(features) => abilities(&features, has_mount_setattr(), maps_mounts()),
+        Err(error) => {
+            tracing::info!(handler = name, error, "does not tell its features: none is assumed");
+            Abilities::default()
+        }
+    }
+}
+
+/// What the linked-in runtime can do on this kernel.
+fn built_in() -> Abilities {
+    Abilities { recursive_read_only_mounts: has_mount_setattr(), user_namespaces: built_in_user_namespaces() }
+}
+
+/// Whether pods of the linked-in runtime can have user namespaces.
+fn built_in_user_namespaces() -> bool {
+    false
+}
+
+fn abilities(features: &Value, recursive: bool, mapped: bool) -> Abilities {
+    let lists = |pointer: &str, wanted: &str| {
+        features
+            .pointer(pointer)
+            .and_then(Value::as_array)
+            .is_some_and(|list| list.iter().any(|one| one == wanted))
+    };
+    let maps = features.pointer("/linux/mountExtensions/idmap/enabled") == Some(&Value::Bool(true));
+    Abilities {
+        recursive_read_only_mounts: recursive && lists("/mountOptions", "rro"),
+        user_namespaces: mapped && maps && lists("/linux/namespaces", "user"),
+    }
+}
+
+fn features(program: &Path) -> Result<Value, String> {
+    let output = run(program, "features")?;
+    serde_json::from_slice(&output).map_err(|error| format!("{} features: {error}", program.display()))
+}
+
+fn info(program: &Path) -> Result<Value, String> {
+    let output = run(program, "-info")?;
+    let failed = |error: String| format!("{} -info: {error}", program.display());
+    let info = RuntimeInfo::parse_from_bytes(&output).map_err(|error| failed(error.to_string()))?;
+    let features = info.features.as_ref().ok_or_else(|| failed("it has no features".to_owned()))?;
+    serde_json::from_slice(&features.value).map_err(|error| failed(error.to_string()))
+}
+
+fn run(program: &Path, argument: &str) -> Result<Vec<u8>, String> {
+    let failed = |error: io::Error| format!("{} {argument}: {error}", program.display());
+    let mut child = Command::new(program)
+        .arg(argument)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(failed)?;
+    let stdout = child.stdout.take();
+    let reading = std::thread::spawn(move || {
+        let mut output = Vec::new();
+        stdout.map_or(Ok(0), |stdout| stdout.take(LENGTH_MAX).read_to_end(&mut output)).map(|_| output)
+    });
+    let deadline = Instant::now() + ANSWER_MAX;
+    let status = loop {
+        match child.try_wait().map_err(failed)? {
+            Some(status) => break status,
+            None if Instant::now() > deadline => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(failed(io::ErrorKind::TimedOut.into()));
+            }
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    };
+    let output = reading.join().unwrap_or_else(|_| Ok(Vec::new())).map_err(failed)?;
+    if status.success() { Ok(output) } else { Err(format!("{} {argument}: {status}", program.display())) }
+}
+
+fn kernel() -> (u32, u32) {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// mount_setattr(2) is there since linux 5.12.
+fn has_mount_setattr() -> bool {
+    kernel() >= (5, 12)
+}
+
+/// Pods' volumes can be mapped, tmpfs among them, since linux 6.3.
+fn maps_mounts() -> bool {
+    kernel() >= (6, 3)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::os::unix::fs::PermissionsExt;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn document() -> Value {
+        json!({
+            "mountOptions": ["ro", "rro"],
+            "linux": {"namespaces": ["pid", "user"], "mountExtensions": {"idmap": {"enabled": true}}},
+        })
+    }
+
+    #[test]
+    fn a_feature_needs_both_runtime_and_kernel() {
+        let all = Abilities { recursive_read_only_mounts: true, user_namespaces: true };
+        assert_eq!(abilities(&document(), true, true), all);
+        assert_eq!(abilities(&document(), false, false), Abilities::default());
+        assert_eq!(abilities(&json!({}), true, true), Abilities::default());
+        // runc 1.1 has the namespace, but maps no mounts.
+        let mut old = document();
+        old["linux"]["mountExtensions"] = Value::Null;
+        assert!(!abilities(&old, true, true).user_namespaces);
+    }
+
+    #[test]
+    fn programs_are_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+            path
+        };
+        let good = script("good", &format!("[ $1 = features ] && echo '{}'", document()));
+        assert_eq!(features(&good).unwrap(), document());
+        let silent = script("silent", "exit 1");
+        let said = |error: String| error;
+        assert!(features(&silent).map_err(said).unwrap_err().contains("silent features: exit status: 1"));
+        assert!(info(&good).is_err());
+        let odd = script("odd", "echo no json");
+        assert!(features(&odd).is_err());
+        let runtimes = BTreeMap::from([
+            ("a".to_owned(), Runtime::Oci { path: silent, root: "/".into() }),
+            ("b".to_owned(), Runtime::Oci { path: directory.path().join("missing"), root: "/".into() }),
+        ]);
+        assert!(ask(&runtimes).values().all(|one| *one == Abilities::default()));
+    }
+}
