@@ -1,6 +1,7 @@
 //! Berth: a Kubernetes-compatible CRI runtime service.
 
 pub mod api;
+pub mod cdi;
 pub mod cgroup;
 pub mod config;
 pub mod container;
@@ -9,6 +10,7 @@ pub mod error;
 pub mod events;
 pub mod id;
 pub mod image;
+pub mod nri;
 pub mod pod;
 pub mod proto;
 pub mod recovery;

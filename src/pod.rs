@@ -18,6 +18,7 @@ mod error;
 mod event;
 mod files;
 mod init;
+mod lifecycle;
 mod namespaces;
 mod network;
 mod pods;
@@ -32,6 +33,7 @@ mod task;
 
 pub use error::Error;
 pub use event::{EventKind, PodEvent};
+pub use lifecycle::{ContainerStep, Lifecycle, Operation, PodStep, Told};
 pub use namespaces::Error as NamespaceError;
 pub use pods::{Options, Pods};
 pub use recover::Recovered;

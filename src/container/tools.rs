@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::snapshot::Layout;
 use super::spec::{self, HandlerOptions};
+use crate::cdi;
 use crate::cgroup;
 use crate::image::Images;
 use crate::proto::runtime::v1::PodSandboxConfig;
@@ -35,6 +36,8 @@ pub(crate) struct Tools {
     pub(crate) records: Records,
     pub(crate) host: spec::Host,
     pub(crate) naming: cgroup::Naming,
+    /// Devices by name.
+    pub(crate) devices: cdi::Registry,
 }
 
 impl Tools {

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use berth_cni::{BridgeOptions, Controller};
 
 use super::Error;
+use crate::cdi::Registry;
 use crate::cgroup;
 use crate::config::{CgroupDriver, Config, Loaded, NetworkMode, NetworkStore, Runtime};
 use crate::container::spec::{self, HandlerOptions};
 use crate::cri::{Facts, Handler};
 use crate::image::{self, Images, Limits};
-use crate::pod::{self, Pods};
+use crate::nri::{self, Nri};
+use crate::pod::{self, Lifecycle, Pods};
 use crate::recovery;
 use crate::shim::{Backend, Launcher};
 use crate::stats::{self, Stats};
@@ -25,6 +27,8 @@ pub(crate) struct Rooms {
     pub(crate) facts: Arc<Facts>,
     pub(crate) stats: Stats,
     pub(crate) streaming: Streaming,
+    /// `None` when it is turned off.
+    pub(crate) nri: Option<Nri>,
 }
 
 /// Opens all rooms; pods come back from their records before this returns.
@@ -34,10 +38,17 @@ pub(crate) async fn open(loaded: &Loaded) -> Result<Rooms, Error> {
     let images = Images::open(image_options(config)).map_err(Error::Images)?;
     let networks = Controller::open(network_options(config)).map_err(Error::Network)?;
     let driver = cgroup_driver(config.cgroup.driver);
-    let options = pod_options(config, driver)?;
+    let devices = Registry::new(config.devices.cdi_spec_dirs.clone());
+    let nri = config.nri.enable.then(|| Nri::new(nri_options(config, devices.clone())));
+    let mut options = pod_options(config, driver, devices)?;
+    options.lifecycle = nri.clone().map(|nri| Arc::new(nri) as Arc<dyn Lifecycle>);
     let (naming, mode) = (options.naming.clone(), options.host.cgroup);
     let pods = Pods::open(options, images.clone(), networks.clone()).map_err(Error::Pods)?;
     recovery::run(&pods, &networks, &images).await.map_err(Error::Pods)?;
+    if let Some(nri) = &nri {
+        // They are told of what was there before the first call can change it.
+        nri.launch(pods.clone()).await;
+    }
     let stats = Stats::new(stats::Options {
         pods: pods.clone(),
         networks,
@@ -47,7 +58,7 @@ pub(crate) async fn open(loaded: &Loaded) -> Result<Rooms, Error> {
     });
     tokio::spawn(stats.clone().sample());
     let streaming = Streaming::open(&streaming_options(config), pods.clone()).map_err(Error::Streaming)?;
-    Ok(Rooms { pods, images, facts: Arc::new(facts(loaded, driver)), stats, streaming })
+    Ok(Rooms { pods, images, facts: Arc::new(facts(loaded, driver)), stats, streaming, nri })
 }
 
 /// What may be configured, but is not built: said at once, not half done.
@@ -107,7 +118,18 @@ fn interface_prefix(bridge: &str) -> String {
     format!("v{hash}x")
 }
 
-fn pod_options(config: &Config, driver: CgroupDriver) -> Result<pod::Options, Error> {
+fn nri_options(config: &Config, devices: Registry) -> nri::Options {
+    nri::Options {
+        plugin_path: config.nri.plugin_path.clone(),
+        plugin_config_path: config.nri.plugin_config_path.clone(),
+        registration_timeout: config.nri.plugin_registration_timeout,
+        request_timeout: config.nri.plugin_request_timeout,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        devices,
+    }
+}
+
+fn pod_options(config: &Config, driver: CgroupDriver, devices: Registry) -> Result<pod::Options, Error> {
     let handlers = config.runtimes.iter().map(|(name, runtime)| crate::container::Handler {
         name: name.clone(),
         backend: match runtime {
@@ -133,6 +155,8 @@ fn pod_options(config: &Config, driver: CgroupDriver) -> Result<pod::Options, Er
         naming: cgroup::Naming::new(driver, &config.cgroup.root),
         host: spec::Host::detect(),
         default_network: config.network.default.clone(),
+        devices,
+        lifecycle: None,
     })
 }
 

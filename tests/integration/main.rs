@@ -9,6 +9,7 @@
 mod support;
 
 mod bad_input;
+mod cdi;
 mod client;
 mod containers;
 mod daemon;
@@ -20,6 +21,7 @@ mod many_pods;
 mod mounts;
 mod namespaces;
 mod network;
+mod nri;
 mod pods;
 mod registries;
 mod resources;
@@ -36,10 +38,14 @@ use support::runtime::Options;
 const LIMIT: u64 = 180;
 
 fn main() {
+    if support::plugin::launched() {
+        return;
+    }
     let arguments = Arguments::from_args();
     let trials = || {
         [
             bad_input::trials(),
+            cdi::trials(),
             client::trials(),
             containers::trials(),
             daemon::trials(),
@@ -51,6 +57,7 @@ fn main() {
             mounts::trials(),
             namespaces::trials(),
             network::trials(),
+            nri::trials(),
             pods::trials(),
             registries::trials(),
             resources::trials(),

@@ -37,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) subnets: Vec<String>,
     /// More for the `[images]` section of Berth's configuration, as it is written.
     pub(crate) images: String,
+    /// The same for `[nri]`.
+    pub(crate) nri: String,
     /// Environment variables of the daemon.
     pub(crate) environment: Vec<(String, String)>,
 }
@@ -46,6 +48,7 @@ impl Default for Options {
         Self {
             subnets: vec!["10.85.0.0/16".into(), "fd85:be:27::/64".into()],
             images: String::new(),
+            nri: String::new(),
             environment: Vec::new(),
         }
     }
@@ -131,6 +134,15 @@ mode = "builtin"
 name = "berth0"
 subnets = {subnets:?}
 
+[devices]
+cdi_spec_dirs = ["{run}/cdi/etc", "{run}/cdi/run"]
+
+[nri]
+socket_path = "{run}/nri/nri.sock"
+plugin_path = "{run}/nri/plugins"
+plugin_config_path = "{run}/nri/conf.d"
+{nri}
+
 [runtimes.runc]
 type = "oci"
 path = "{runc}"
@@ -147,6 +159,8 @@ path = "{crun}"
             runc = find("runc"),
             crun = crun(run).display(),
             images = options.images,
+            nri = options.nri,
+            run = run.display(),
         )
     }
 
