@@ -12,5 +12,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Verbose status answers show configurations as JSON.
         .type_attribute(".runtime.v1", "#[derive(serde::Serialize)]")
         .compile_fds(files)?;
+    // NRI runs over ttrpc on a transport of its own (src/nri/wire.rs): messages only.
+    tonic_prost_build::configure()
+        .build_client(false)
+        .build_server(false)
+        .compile_fds(protox::compile(["nri/v1alpha1/api.proto"], ["proto"])?)?;
     Ok(())
 }

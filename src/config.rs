@@ -140,6 +140,10 @@ pub struct Config {
     pub images: Images,
     /// `[network]`
     pub network: Network,
+    /// `[devices]`
+    pub devices: Devices,
+    /// `[nri]`
+    pub nri: Nri,
     /// `[runtimes.NAME]`: always holds [`BUILTIN_RUNTIME`]
     pub runtimes: BTreeMap<String, Runtime>,
 }
@@ -298,6 +302,32 @@ pub struct Bridge {
     pub subnets: Vec<IpNetwork>,
     /// MTU in bytes; none: from the route out.
     pub mtu: Option<u32>,
+}
+
+/// `[devices]`
+#[derive(Clone, Debug)]
+pub struct Devices {
+    /// Directories of CDI files.
+    pub cdi_spec_dirs: Vec<PathBuf>,
+}
+
+/// `[nri]`
+#[derive(Clone, Debug)]
+pub struct Nri {
+    /// Whether there are plugins at all.
+    pub enable: bool,
+    /// Socket that plugins connect to.
+    pub socket_path: PathBuf,
+    /// Plugins to launch.
+    pub plugin_path: PathBuf,
+    /// Their configurations.
+    pub plugin_config_path: PathBuf,
+    /// For a plugin to register.
+    pub plugin_registration_timeout: Duration,
+    /// For a plugin to answer.
+    pub plugin_request_timeout: Duration,
+    /// Whether plugins can't connect.
+    pub disable_connections: bool,
 }
 
 /// `[runtimes.NAME]`

@@ -10,6 +10,7 @@
 //! The steps are functions over [`Tools`]; none keeps state. Which step may be taken when is decided by the task of the
 //! pod that a container belongs to (the `pod` room): it alone changes a container's record.
 
+mod adjust;
 mod create;
 mod error;
 mod exec;
@@ -25,6 +26,8 @@ mod tools;
 mod update;
 mod volumes;
 
+pub(crate) use adjust::Adjust;
+pub use adjust::Refusal;
 pub(crate) use create::{Creation, Making, creation_done, make};
 pub use error::Error;
 pub use exec::{ExecOutput, MAX_OUTPUT};

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod apparmor;
+pub mod cdi;
 pub mod cgroup;
 pub mod config;
 pub mod container;
@@ -11,6 +12,7 @@ pub mod events;
 pub mod id;
 pub mod image;
 pub mod meter;
+pub mod nri;
 pub mod pod;
 pub mod proto;
 pub mod recovery;

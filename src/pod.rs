@@ -19,6 +19,7 @@ mod event;
 mod files;
 mod helper;
 mod init;
+mod lifecycle;
 mod namespaces;
 mod network;
 mod pods;
@@ -33,6 +34,7 @@ mod task;
 
 pub use error::Error;
 pub use event::{EventKind, PodEvent};
+pub use lifecycle::{ContainerStep, Lifecycle, Operation, PodStep, Told};
 pub use namespaces::Error as NamespaceError;
 pub use pods::{Options, Pods};
 pub use recover::Recovered;

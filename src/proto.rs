@@ -24,3 +24,12 @@ pub mod berth {
         tonic::include_proto!("berth.v1");
     }
 }
+
+/// The Node Resource Interface (`proto/nri/v1alpha1/api.proto`).
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+pub mod nri {
+    /// Version 1, alpha 1.
+    pub mod v1alpha1 {
+        tonic::include_proto!("nri.pkg.api.v1alpha1");
+    }
+}

@@ -31,6 +31,7 @@ use tower::layer::util::{Identity, Stack};
 use crate::config::{Grpc, Runtime, Source};
 use crate::cri::{ImageFace, RuntimeFace};
 use crate::meter::Meter;
+use crate::nri::Nri;
 use crate::proto::runtime::v1::image_service_server::ImageServiceServer;
 use crate::proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use crate::streaming::Streaming;
@@ -158,11 +159,13 @@ pub async fn run(source: Source, loaded: crate::config::Loaded, telemetry: Telem
         systemd::stopping();
     };
     let sessions = Sessions::serve(rooms.streaming.clone());
+    let plugins = PluginSocket::serve(rooms.nri.clone(), &config.nri);
     tokio::select! {
         result = serve(&config.grpc, rooms, metrics, listener, stop) => result?,
         () = systemd::watchdog() => {}
     }
     sessions.end().await;
+    plugins.end().await;
     tracing::info!("berthd has stopped; containers keep running");
     Ok(())
 }
@@ -226,6 +229,39 @@ impl Sessions {
     }
 }
 
+/// The socket that NRI plugins connect to, beside everything else.
+struct PluginSocket {
+    nri: Option<Nri>,
+    _socket: Option<Socket>,
+}
+
+impl PluginSocket {
+    /// A socket that can't be had is no reason not to run pods: another runtime of the node may have it.
+    fn serve(nri: Option<Nri>, config: &crate::config::Nri) -> Self {
+        let Some(serving) = nri.clone().filter(|_| !config.disable_connections) else {
+            return Self { nri, _socket: None };
+        };
+        match Socket::listen_privately(&config.socket_path) {
+            Ok((socket, listener)) => {
+                tracing::info!(path = %config.socket_path.display(), "NRI plugins can connect");
+                tokio::spawn(async move { serving.serve(listener).await });
+                Self { nri, _socket: Some(socket) }
+            }
+            Err(error) => {
+                let error = crate::error::chain(&error);
+                tracing::error!(error, "NRI plugins can't connect: set another nri.socket_path");
+                Self { nri, _socket: None }
+            }
+        }
+    }
+
+    async fn end(self) {
+        if let Some(nri) = self.nri {
+            nri.stop().await;
+        }
+    }
+}
+
 /// Both services under the stack.
 fn router(
     grpc: &Grpc,
@@ -238,7 +274,7 @@ fn router(
         changes: grpc.max_concurrent_calls,
         reads: grpc.max_concurrent_reads,
     };
-    let Rooms { pods, images, facts, stats, streaming, networks: _ } = rooms;
+    let Rooms { pods, images, facts, stats, streaming, .. } = rooms;
     let size = grpc.max_message_size;
     let face = RuntimeFace::new(pods, images.clone(), facts, stats, streaming, stopping);
     let runtime =

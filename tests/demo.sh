@@ -166,6 +166,9 @@ table = "$table"
 [network.bridge]
 name = "$bridge"
 subnets = ["10.213.87.0/24", "fd85:be:57::/64"]
+
+[nri]
+enable = false
 TOML
     "$bin/berthd" --config "$run/config.toml" >"$run/berthd.log" 2>&1 &
     pids+=($!)

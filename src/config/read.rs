@@ -11,8 +11,8 @@ use super::problem::{Problem, suggestion};
 use super::reader::{Reader, name_fits};
 use super::settings::Settings;
 use super::{
-    BUILTIN_RUNTIME, Bridge, Cgroup, CgroupDriver, Config, Grpc, Images, Listen, Log, LogFormat, Metrics,
-    Network, NetworkMode, NetworkStore, Runtime, Streaming,
+    BUILTIN_RUNTIME, Bridge, Cgroup, CgroupDriver, Config, Devices, Grpc, Images, Listen, Log, LogFormat,
+    Metrics, Network, NetworkMode, NetworkStore, Nri, Runtime, Streaming,
 };
 
 const MIB: u64 = 1 << 20;
@@ -42,6 +42,8 @@ impl Reader<'_> {
         let cgroup = self.cgroup();
         let images = self.images();
         let network = self.network();
+        let cdi_spec_dirs = self.paths("devices.cdi_spec_dirs");
+        let nri = self.nri();
         let runtimes = self.runtimes(state.as_deref());
         let default_runtime = self.text("default_runtime");
         if !runtimes.contains_key(&default_runtime) {
@@ -69,6 +71,8 @@ impl Reader<'_> {
             cgroup: cgroup?,
             images: images?,
             network: network?,
+            devices: Devices { cdi_spec_dirs },
+            nri: nri?,
             runtimes,
         })
     }
@@ -213,6 +217,30 @@ impl Reader<'_> {
             cni_bin_dirs,
             bridge: bridge?,
             store,
+        })
+    }
+
+    fn nri(&self) -> Option<Nri> {
+        let enable = self.boolean("nri.enable");
+        let socket_path = self.path("nri.socket_path");
+        if let Some(path) = socket_path.as_ref().filter(|path| path.as_os_str().len() > 107) {
+            self.refuse("nri.socket_path", format!("{} is longer than 107 bytes", path.display()));
+        }
+        let plugin_path = self.path("nri.plugin_path");
+        let plugin_config_path = self.path("nri.plugin_config_path");
+        let millis = Duration::from_millis;
+        let registration =
+            self.duration("nri.plugin_registration_timeout", millis(100)..=Duration::from_secs(300));
+        let request = self.duration("nri.plugin_request_timeout", millis(10)..=Duration::from_secs(60));
+        let disable_connections = self.boolean("nri.disable_connections");
+        Some(Nri {
+            enable: enable?,
+            socket_path: socket_path?,
+            plugin_path: plugin_path?,
+            plugin_config_path: plugin_config_path?,
+            plugin_registration_timeout: registration?,
+            plugin_request_timeout: request?,
+            disable_connections: disable_connections?,
         })
     }
 

@@ -80,6 +80,11 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
         "network.etcd",
         "The store for networks that span nodes (network.store = \"etcd\"), which is not built yet: berthd refuses to start with it.",
     ),
+    ("devices", "Devices by name (CDI)."),
+    (
+        "nri",
+        "Plugins that are told of each step of pods and containers, and may change containers as they are made (NRI).",
+    ),
     (
         "runtimes.*",
         "A runtime handler: what a RuntimeClass of that name runs containers with. The handler \"berth\" is always there.",
@@ -271,6 +276,55 @@ pub(crate) const KEYS: &[Key] = &[
     ),
     key!("network.etcd.endpoints", Type::TextList, "[]", "URLs of the etcd servers."),
     key!("network.etcd.prefix", Type::Text, "\"/berth\"", "Prefix of all our keys in etcd."),
+    key!(
+        "devices.cdi_spec_dirs",
+        Type::PathList,
+        "[\"/etc/cdi\", \"/var/run/cdi\"]",
+        "Directories of CDI files; a later one overrides the earlier. Read when a container asks for a device. Empty: off."
+    ),
+    key!(
+        "nri.enable",
+        Type::Boolean,
+        "true",
+        "Launch the plugins of plugin_path and let others connect. Without plugins it costs nothing."
+    ),
+    key!(
+        "nri.socket_path",
+        Type::Path,
+        "\"/var/run/nri/nri.sock\"",
+        "Path of the unix socket that plugins connect to, at most 107 bytes. Only root may. When another runtime listens \
+         there, plugins can't connect to Berth, and its log says so."
+    ),
+    key!(
+        "nri.plugin_path",
+        Type::Path,
+        "\"/opt/nri/plugins\"",
+        "Directory of plugins to launch at the start: executables NN-name, where NN is the order."
+    ),
+    key!(
+        "nri.plugin_config_path",
+        Type::Path,
+        "\"/etc/nri/conf.d\"",
+        "Directory of their configurations: NN-name.conf, else name.conf."
+    ),
+    key!(
+        "nri.plugin_registration_timeout",
+        Type::Duration,
+        "\"5s\"",
+        "Time a plugin has to register, and then again to be told of all there is; 100ms to 5m."
+    ),
+    key!(
+        "nri.plugin_request_timeout",
+        Type::Duration,
+        "\"2s\"",
+        "Time a plugin has to answer one request; 10ms to 1m. One that does not is cut off, and what waited goes on."
+    ),
+    key!(
+        "nri.disable_connections",
+        Type::Boolean,
+        "false",
+        "Let no plugins connect: only those of plugin_path are there."
+    ),
     key!(
         "runtimes.*.type",
         Type::Choice(&["berth", "oci", "shim"]),

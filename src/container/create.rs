@@ -12,11 +12,13 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use oci_spec::runtime::Spec;
 
+use super::adjust::{Adjust, adjusted};
 use super::error::Error;
-use super::snapshot::{Layout, log_path};
+use super::snapshot::{ContainerSnapshot, Layout, log_path};
 use super::spec::{self, IdMaps, NamespacePaths, PodFiles, SpecInput};
 use super::tools::{Surroundings, Tools};
 use super::{end_without_shim, remove, volumes};
+use crate::cdi;
 use crate::image::{Image, LayerHold};
 use crate::meter::Stage;
 use crate::proto::berth::v1::{ContainerPhase, ContainerRecord};
@@ -44,7 +46,7 @@ pub(crate) fn creation_done(pid: u32) -> Creation {
     futures::future::ready(Ok(pid)).boxed().shared()
 }
 
-/// Makes container `id`. When a step fails, all before it is undone.
+/// Makes container `id`, as `adjust` changes it if there is one. When a step fails, all before it is undone.
 ///
 /// # Errors
 /// [`Error`] of the step that failed.
@@ -54,6 +56,7 @@ pub(crate) async fn make(
     id: String,
     mut config: ContainerConfig,
     target_pid: Option<u32>,
+    adjust: Option<Adjust>,
     now: i64,
 ) -> Result<Making, Error> {
     crate::cgroup::prime(tools.host.cgroup);
@@ -84,7 +87,9 @@ pub(crate) async fn make(
         ..Default::default()
     };
     tools.records.put(&id, &record).await?;
-    match make_recorded(tools, pod, record.clone(), &image, &mounted, target_pid, log).await {
+    let mut record = record;
+    let made = make_recorded(tools, pod, &mut record, &image, &mounted, target_pid, adjust).await;
+    match made.map(|(shim, creation)| (record.clone(), shim, creation)) {
         Ok((record, shim, creation)) => Ok(Making { record, shim, creation, hold }),
         Err(error) => {
             end_without_shim(tools, &record).await;
@@ -124,12 +129,12 @@ fn cgroups_path(tools: &Tools, pod: &Surroundings, id: &str) -> Result<String, E
 async fn make_recorded(
     tools: &Arc<Tools>,
     pod: &Arc<Surroundings>,
-    mut record: ContainerRecord,
+    record: &mut ContainerRecord,
     image: &Arc<Image>,
     mounted: &[Option<Arc<Image>>],
     target_pid: Option<u32>,
-    log: Option<PathBuf>,
-) -> Result<(ContainerRecord, Shim, Creation), Error> {
+    adjust: Option<Adjust>,
+) -> Result<(Shim, Creation), Error> {
     let layout = tools.layout(&record.id);
     let lower = tools.images.lower_dirs(image).await?;
     let mut image_layers = Vec::new();
@@ -139,22 +144,47 @@ async fn make_recorded(
             None => Vec::new(),
         });
     }
-    let prepared = {
+    let final_spec = adjust.is_none();
+    let preparing = {
         let (tools, pod, image) = (Arc::clone(tools), Arc::clone(pod), Arc::clone(image));
         let (record, layout) = (record.clone(), layout.clone());
         let layers = Layers { root: lower.clone(), mounts: image_layers };
-        let stages = tools.stages.clone();
         let preparing = tokio::task::spawn_blocking(move || {
-            prepare(&tools, &pod, &record, &image, &layout, &layers, target_pid)
+            let prepared = prepare(&tools, &pod, &record, &image, &layout, &layers, target_pid)?;
+            if final_spec {
+                write_bundle(&layout.bundle, &prepared.spec)?;
+            }
+            Ok::<_, Error>(prepared)
         });
-        let preparing = async { preparing.await.map_err(|_| Error::Interrupted("making a container"))? };
-        stages.time(Stage::ContainerCreateRootfs, preparing).await?
+        async { preparing.await.map_err(|_| Error::Interrupted("making a container"))? }
     };
+    let mut prepared = tools.stages.time(Stage::ContainerCreateRootfs, preparing).await?;
     record.user = Some(prepared.user);
     record.stop_signal = prepared.stop_signal;
+    if let Some(adjust) = adjust {
+        let config = Arc::new(record.config.clone().unwrap_or_default());
+        let snapshot = ContainerSnapshot::new(record, config, &pod.config, &layout, None);
+        let (spec, notes) = adjusted(adjust, snapshot, prepared.spec, &tools.host).await?;
+        prepared.notes.extend(notes);
+        let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+        let path = path.map(|path| path.display().to_string()).unwrap_or_default();
+        if path != record.cgroups_path {
+            // Before the cgroup is made: it is this container's to remove.
+            record.cgroups_path = path;
+            tools.records.put(&record.id, record).await?;
+        }
+        let bundle = layout.bundle.clone();
+        tokio::task::spawn_blocking(move || write_bundle(&bundle, &spec))
+            .await
+            .map_err(|_| Error::Interrupted("making a container"))??;
+    }
+    for note in &prepared.notes {
+        tracing::info!(container = record.id, note, "specification");
+    }
     let launching = async { tools.launcher.spawn(&record.id, &layout.bundle, &pod.handler.backend) };
     let shim = tools.stages.time(Stage::ContainerCreateShim, launching).await?;
     let terminal = record.config.as_ref().is_some_and(|config| config.tty);
+    let log = record.config.as_ref().and_then(|config| log_path(&pod.config, config));
     // Clients can attach in any case; without a log they are the only ones to see the output.
     let output = log.map_or_else(|| "attach:".to_owned(), |path| format!("cri-log://{}", path.display()));
     let input = match record.config.as_ref() {
@@ -189,8 +219,8 @@ async fn make_recorded(
         .shared()
     };
     record.phase = ContainerPhase::ContainerCreated.into();
-    tools.records.put(&record.id, &record).await?;
-    Ok((record, shim, creation))
+    tools.records.put(&record.id, record).await?;
+    Ok((shim, creation))
 }
 
 /// Directories of layers, the top one first.
@@ -207,9 +237,11 @@ struct Prepared {
     stop_signal: i32,
     /// SELinux label of the container's files.
     mount_label: Option<String>,
+    spec: Spec,
+    notes: Vec<String>,
 }
 
-/// Makes the directories and writes the bundle. Reads the image's files, so it runs on a thread that may block.
+/// Makes the directories and builds the specification. Reads the image's files, so it runs on a thread that may block.
 fn prepare(
     tools: &Tools,
     pod: &Surroundings,
@@ -263,18 +295,22 @@ fn prepare(
         handler: &pod.handler.options,
         host: &tools.host,
     };
-    let built = spec::build(&input)?;
-    write_bundle(&layout.bundle, &built.spec)?;
-    for note in &built.notes {
-        tracing::info!(container = record.id, note, "specification");
-    }
+    let mut built = spec::build(&input)?;
+    let named = config.cdi_devices.iter().map(|device| device.name.as_str());
+    tools.devices.inject(&mut built.spec, named.chain(cdi::annotated(&config.annotations)))?;
     let mount_label = built.spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
     if let Some(label) = &mount_label {
         for mount in config.mounts.iter().filter(|mount| mount.selinux_relabel) {
             super::relabel::relabel(Path::new(&mount.host_path), label)?;
         }
     }
-    Ok(Prepared { user: built.user.to_cri(), stop_signal: built.stop_signal, mount_label })
+    Ok(Prepared {
+        user: built.user.to_cri(),
+        stop_signal: built.stop_signal,
+        mount_label,
+        spec: built.spec,
+        notes: built.notes,
+    })
 }
 
 /// Gives the merged root the owner and mode of the image's own root directory: the overlay shows those of the topmost

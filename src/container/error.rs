@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::spec;
 use crate::error::{Classify, Kind};
-use crate::{cgroup, image, shim, store};
+use crate::{cdi, cgroup, image, shim, store};
 
 /// A step of a container's life failed.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +100,12 @@ pub enum Error {
         /// The time it had.
         limit: Duration,
     },
+    /// Somebody with a say in it refused.
+    #[error(transparent)]
+    Refused(#[from] super::adjust::Refusal),
+    /// A device by name could not be had.
+    #[error(transparent)]
+    Device(#[from] cdi::Error),
     /// A worker thread was stopped.
     #[error("{0} was cut off by the daemon's shutdown")]
     Interrupted(&'static str),
@@ -120,6 +126,8 @@ impl Classify for Error {
             Self::CannotRun { source, .. } => source.kind(),
             Self::Record(error) => error.kind(),
             Self::StillRuns { .. } | Self::ExecTimedOut { .. } => Kind::DeadlineExceeded,
+            Self::Refused(error) => error.kind(),
+            Self::Device(error) => error.kind(),
             Self::Interrupted(_) => Kind::Cancelled,
         }
     }

@@ -132,6 +132,15 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, Error> {
     Ok(Built { spec, user, stop_signal, notes })
 }
 
+/// Whether what is below `path` on the host propagates as a container's mount needs: shared, or at least a slave.
+///
+/// # Errors
+/// [`Error::Propagation`] with what to do about it.
+pub(crate) fn check_propagation(path: &std::path::Path, shared: bool) -> Result<(), Error> {
+    let need = if shared { mountinfo::Need::Shared } else { mountinfo::Need::SharedOrSlave };
+    mountinfo::check(&mut None, path, need)
+}
+
 /// Whether the container is privileged.
 fn privileged(input: &SpecInput<'_>) -> bool {
     let context = input.container.linux.as_ref().and_then(|l| l.security_context.as_ref());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::snapshot::Layout;
 use super::spec::{self, HandlerOptions};
+use crate::cdi;
 use crate::cgroup;
 use crate::image::Images;
 use crate::meter::Stages;
@@ -40,6 +41,8 @@ pub(crate) struct Tools {
     pub(crate) naming: cgroup::Naming,
     /// Times the steps.
     pub(crate) stages: Stages,
+    /// Devices by name.
+    pub(crate) devices: cdi::Registry,
 }
 
 impl Tools {

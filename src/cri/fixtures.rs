@@ -48,6 +48,7 @@ pub(crate) fn pod(id: &str, name: &str) -> PodSnapshot {
         created_at: 17,
         ready: true,
         addresses: vec!["10.85.0.2".parse().unwrap(), "fd85:be:27::2".parse().unwrap()],
+        namespaces: Vec::new(),
         netns: Some("/run/berth/pods/x/ns/net".into()),
         containers: Vec::new(),
     }
@@ -96,7 +97,7 @@ pub(crate) fn rooms(directory: &std::path::Path) -> crate::server::assembly::Roo
     let file = directory.join("config.toml");
     let settings = format!(
         "root = \"{0}/root\"\nstate = \"{0}/state\"\nshim = \"/bin/true\"\n[cgroup]\ndriver = \"cgroupfs\"\n\
-         [streaming]\naddress = \"0.0.0.0:0\"\n",
+         [streaming]\naddress = \"0.0.0.0:0\"\n[nri]\nenable = false\n",
         directory.display()
     );
     std::fs::write(&file, settings).unwrap();

@@ -11,12 +11,14 @@ use tokio::sync::broadcast;
 
 use super::error::Error;
 use super::event::{Announcer, EventKind, PodEvent};
+use super::lifecycle::{Lifecycle, Operation, PodStep};
 use super::request::{Request, ask};
 use super::runs::{Key, Run};
 use super::sandbox;
 use super::shared::Shared;
 use super::snapshot::PodSnapshot;
 use super::task;
+use crate::cdi;
 use crate::cgroup;
 use crate::container::spec;
 use crate::container::{self, ContainerSnapshot, ContainerState, ExecOutput, Handler, Tools};
@@ -48,6 +50,10 @@ pub struct Options {
     pub default_network: String,
     /// Times the steps.
     pub stages: Stages,
+    /// Devices by name.
+    pub devices: cdi::Registry,
+    /// Who is told of each step, if anybody can be.
+    pub lifecycle: Option<Arc<dyn Lifecycle>>,
 }
 
 /// All pods of this daemon. Clones are the same.
@@ -73,6 +79,7 @@ impl Pods {
             host: options.host,
             naming: options.naming,
             stages: options.stages,
+            devices: options.devices,
         };
         let handlers = options.handlers.into_iter().map(|handler| (handler.name.clone(), Arc::new(handler)));
         let shared = Shared {
@@ -88,6 +95,7 @@ impl Pods {
             containers: RwLock::default(),
             runs: Mutex::default(),
             events: Announcer::new(),
+            lifecycle: options.lifecycle,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -122,6 +130,12 @@ impl Pods {
                 // A task of its own: the pod is made, or unmade, whole, though the caller goes away.
                 tokio::spawn(async move {
                     let made = sandbox::bring_up(&shared, record, config, handler).await;
+                    // Held until the pod can be seen.
+                    let operation = shared.begin();
+                    let made = match made {
+                        Ok(made) => told_of_run(&shared, operation.as_deref(), made).await,
+                        failed => failed,
+                    };
                     match made {
                         Ok(made) => {
                             let start = task::Start {
@@ -289,10 +303,31 @@ impl Pods {
     /// # Errors
     /// [`Error::NotFound`]; what the kernel refuses: the record then says what it said before.
     pub async fn update_container(&self, id: &str, resources: LinuxContainerResources) -> Result<(), Error> {
+        self.change_container(id, resources, true).await
+    }
+
+    /// The same, of which nobody is told: those who would be want it themselves.
+    ///
+    /// # Errors
+    /// As [`Pods::update_container`].
+    pub async fn update_container_unasked(
+        &self,
+        id: &str,
+        resources: LinuxContainerResources,
+    ) -> Result<(), Error> {
+        self.change_container(id, resources, false).await
+    }
+
+    async fn change_container(
+        &self,
+        id: &str,
+        resources: LinuxContainerResources,
+        tell: bool,
+    ) -> Result<(), Error> {
         let (id, handle) = self.shared.container(id).ok_or_else(|| no_container(id))?;
         let error = no_container(&id);
         let resources = Box::new(resources);
-        ask(&handle, |reply| Request::Update { id, resources, reply }).await.unwrap_or(Err(error))
+        ask(&handle, |reply| Request::Update { id, resources, tell, reply }).await.unwrap_or(Err(error))
     }
 
     /// Records new resources and overhead of a pod. Its cgroup is its caller's, who has changed it already.
@@ -316,6 +351,27 @@ impl Pods {
     pub fn events(&self) -> broadcast::Receiver<Arc<PodEvent>> {
         self.shared.events.subscribe()
     }
+}
+
+/// Tells of a sandbox that stands. One that is refused is unmade.
+async fn told_of_run(
+    shared: &Arc<Shared>,
+    operation: Option<&dyn Operation>,
+    made: sandbox::Sandbox,
+) -> Result<sandbox::Sandbox, Error> {
+    let Some(operation) = operation.filter(|operation| !operation.is_idle()) else { return Ok(made) };
+    let pod = PodSnapshot::new(&made.record, &made.surroundings, true, Vec::new());
+    let Err(refusal) = operation.pod(PodStep::Run, &pod).await else { return Ok(made) };
+    // Those who were told before the one that refused.
+    for step in [PodStep::Stop, PodStep::Remove] {
+        if let Err(error) = operation.pod(step, &pod).await {
+            tracing::warn!(pod = pod.id, %error, "telling of a pod's end");
+        }
+    }
+    for left in sandbox::unmake(shared, &made.record).await {
+        tracing::warn!(pod = pod.id, error = crate::error::chain(&left), "undoing a refused run");
+    }
+    Err(Error::Container(refusal.into()))
 }
 
 fn running<'a>(container: &'a ContainerSnapshot, call: &'static str) -> Result<&'a crate::shim::Shim, Error> {

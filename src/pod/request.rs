@@ -45,6 +45,8 @@ pub(super) enum Request {
     Update {
         id: String,
         resources: Box<LinuxContainerResources>,
+        /// Whether those are told who are told of such things.
+        tell: bool,
         reply: Reply<()>,
     },
     /// Records the pod's.

@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::error::Error;
 use super::event::Announcer;
+use super::lifecycle::{Lifecycle, Operation};
 use super::request::Handle;
 use super::runs::{Key, Runs};
 use crate::container::{Handler, Tools};
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     pub(super) containers: RwLock<HashMap<String, String>>,
     pub(super) runs: Mutex<Runs>,
     pub(super) events: Announcer,
+    /// Who is told of each step, if anybody can be.
+    pub(super) lifecycle: Option<Arc<dyn Lifecycle>>,
 }
 
 impl Shared {
@@ -40,6 +43,11 @@ impl Shared {
             name: name.to_owned(),
             known: self.handlers.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
         })
+    }
+
+    /// Begins an operation that somebody is to be told of. `None` when nobody is there, and nobody can come.
+    pub(super) fn begin(&self) -> Option<Arc<dyn Operation>> {
+        self.lifecycle.as_ref().map(|lifecycle| lifecycle.begin())
     }
 
     pub(super) fn register(&self, id: &str, handle: Handle) {

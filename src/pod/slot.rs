@@ -30,6 +30,12 @@ pub(super) struct Slot {
     /// Number of the record's latest version, and of the one last written: an older one never replaces a newer.
     pub(super) version: u64,
     pub(super) written: Arc<tokio::sync::Mutex<u64>>,
+    /// Its end was told to those who are told of such things, or is just being told.
+    pub(super) told_stop: bool,
+    /// The same for its removal.
+    pub(super) told_remove: bool,
+    /// Its end is just being told.
+    pub(super) telling: bool,
     /// Held while its limits are changed.
     pub(super) updating: Arc<tokio::sync::Mutex<()>>,
 }
@@ -57,6 +63,9 @@ impl Slot {
             waiting: VecDeque::new(),
             version: 0,
             written: Arc::default(),
+            told_stop: false,
+            told_remove: false,
+            telling: false,
             updating: Arc::default(),
         }
     }

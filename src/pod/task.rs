@@ -6,6 +6,7 @@
 //! Stopping is no such job: it only sends signals, and several may wait for the same end.
 
 mod containers;
+mod lifecycle;
 mod sandbox;
 mod update;
 
@@ -19,11 +20,12 @@ use tokio::sync::{mpsc, watch};
 
 use super::error::Error;
 use super::event::EventKind;
+use super::lifecycle::Operation;
 use super::request::{Handle, INBOX, Reply, Request};
 use super::shared::Shared;
 use super::slot::Slot;
 use super::snapshot::PodSnapshot;
-use crate::container::{self, Ended, Making, Surroundings};
+use crate::container::{self, Ended, Making, Refusal, Surroundings};
 use crate::proto::berth::v1::{PodPhase, PodRecord};
 use crate::proto::runtime::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 
@@ -33,11 +35,18 @@ enum Done {
         key: (String, u32),
         id: String,
         result: Box<Result<Making, container::Error>>,
+        /// Held until its outcome can be seen.
+        operation: Option<Arc<dyn Operation>>,
     },
     Started {
         id: String,
         result: Result<u32, container::Error>,
         reply: Reply<()>,
+        operation: Option<Arc<dyn Operation>>,
+    },
+    /// A container's end was told to those who are told of such things.
+    ToldStop {
+        id: String,
     },
     /// A container's first process ended.
     Exited {
@@ -61,12 +70,23 @@ enum Done {
     Removed {
         id: String,
         errors: Vec<container::Error>,
+        operation: Option<Arc<dyn Operation>>,
     },
     PodStopped {
         errors: Vec<Error>,
+        operation: Option<Arc<dyn Operation>>,
     },
     PodRemoved {
         errors: Vec<Error>,
+        operation: Option<Arc<dyn Operation>>,
+    },
+    /// New resources of the pod were told, or refused.
+    PodUpdateTold {
+        overhead: Option<Box<LinuxContainerResources>>,
+        resources: Option<Box<LinuxContainerResources>>,
+        result: Result<(), Refusal>,
+        reply: Reply<()>,
+        operation: Option<Arc<dyn Operation>>,
     },
     /// A container has new limits, or the kernel refused them.
     Updated {
@@ -74,6 +94,7 @@ enum Done {
         resources: Box<LinuxContainerResources>,
         result: Result<(), container::Error>,
         reply: Reply<()>,
+        operation: Option<Arc<dyn Operation>>,
     },
     /// Nothing to do.
     Recorded,
@@ -102,6 +123,9 @@ pub(super) struct Task {
     snapshot: watch::Sender<Arc<PodSnapshot>>,
     stop_replies: Vec<Reply<()>>,
     remove_replies: Vec<Reply<()>>,
+    /// The pod's end was told to those who are told of such things; so was its removal.
+    told_stop: bool,
+    told_remove: bool,
     /// The job that takes the sandbox down, or removes it, runs.
     pod_busy: bool,
     removed: bool,
@@ -125,16 +149,7 @@ pub(super) fn spawn(shared: Arc<Shared>, start: Start) -> Handle {
     let (requests, inbox) = mpsc::channel(INBOX);
     let config = Arc::clone(&start.surroundings.config);
     let phase = if start.record.phase() == PodPhase::PodReady { Phase::Ready } else { Phase::NotReady };
-    let empty = PodSnapshot {
-        id: start.record.id.clone(),
-        config: Arc::clone(&config),
-        runtime_handler: start.record.runtime_handler.clone(),
-        created_at: start.record.created_at,
-        ready: false,
-        addresses: Vec::new(),
-        netns: None,
-        containers: Vec::new(),
-    };
+    let empty = PodSnapshot::new(&start.record, &start.surroundings, false, Vec::new());
     let (snapshot, published) = watch::channel(Arc::new(empty));
     let mut task = Task {
         shared,
@@ -148,6 +163,8 @@ pub(super) fn spawn(shared: Arc<Shared>, start: Start) -> Handle {
         snapshot,
         stop_replies: Vec::new(),
         remove_replies: Vec::new(),
+        told_stop: false,
+        told_remove: false,
         pod_busy: false,
         removed: false,
     };
@@ -191,25 +208,35 @@ impl Task {
             Request::Start { id, reply } => self.start(id, reply),
             Request::Stop { id, grace, reply } => self.stop(id, grace, reply),
             Request::Remove { id, reply } => self.remove(id, reply),
-            Request::Update { id, resources, reply } => self.update(id, resources, reply),
+            Request::Update { id, resources, tell, reply } => self.update(id, resources, tell, reply),
             Request::UpdatePod { overhead, resources, reply } => self.update_pod(overhead, resources, reply),
         }
     }
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Created { key, id, result } => self.created(&key, &id, *result),
-            Done::Started { id, result, reply } => self.started(&id, result, reply),
+            Done::Created { key, id, result, operation } => self.created(&key, &id, *result, operation),
+            Done::Started { id, result, reply, operation } => self.started(&id, result, reply, operation),
+            Done::ToldStop { id } => self.told_stop(&id),
             Done::Exited { id, ended } => self.exited(&id, ended),
             Done::CleanedUp { id } => self.free(&id),
             Done::Stopped { result, reply } => {
                 let _ = reply.send(result.map_err(Error::Container));
             }
             Done::Killed { id, result } => self.killed(&id, result),
-            Done::Removed { id, errors } => self.container_removed(&id, errors),
-            Done::PodStopped { errors } => self.pod_stopped(errors),
-            Done::PodRemoved { errors } => self.pod_removed(errors),
-            Done::Updated { id, resources, result, reply } => self.updated(&id, &resources, result, reply),
+            // An operation that is over is let go when its outcome is published, not before.
+            Done::Removed { id, errors, operation: _held } => self.container_removed(&id, errors),
+            Done::PodStopped { errors, operation: _held } => self.pod_stopped(errors),
+            Done::PodRemoved { errors, operation: _held } => self.pod_removed(errors),
+            Done::PodUpdateTold { overhead, resources, result, reply, operation } => match result {
+                Ok(()) => self.record_pod_update(overhead, resources, reply, operation),
+                Err(refusal) => {
+                    let _ = reply.send(Err(Error::Container(refusal.into())));
+                }
+            },
+            Done::Updated { id, resources, result, reply, operation } => {
+                self.updated(&id, &resources, result, reply, operation);
+            }
             Done::Recorded => {}
         }
     }
@@ -223,16 +250,13 @@ impl Task {
         let mut containers: Vec<_> =
             self.containers.values().map(|slot| Arc::new(slot.snapshot(&self.config))).collect();
         containers.sort_by_key(|container| container.created_at);
-        self.snapshot.send_replace(Arc::new(PodSnapshot {
-            id: self.record.id.clone(),
-            config: Arc::clone(&self.config),
-            runtime_handler: self.record.runtime_handler.clone(),
-            created_at: self.record.created_at,
-            ready: self.phase == Phase::Ready,
-            addresses: self.record.addresses.iter().filter_map(|text| text.parse().ok()).collect(),
-            netns: self.surroundings.network.clone(),
+        let ready = self.phase == Phase::Ready;
+        self.snapshot.send_replace(Arc::new(PodSnapshot::new(
+            &self.record,
+            &self.surroundings,
+            ready,
             containers,
-        }));
+        )));
     }
 
     /// Tells of what happened to a container, or with its own id to the pod. What is published is what it led to.

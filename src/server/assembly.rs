@@ -9,13 +9,15 @@ use berth_cni::{BridgeOptions, Controller};
 use super::Error;
 use super::handlers::{self, Abilities};
 use crate::apparmor;
+use crate::cdi::Registry;
 use crate::cgroup;
 use crate::config::{CgroupDriver, Config, Loaded, NetworkMode, NetworkStore, Runtime};
 use crate::container::spec::{self, HandlerOptions};
 use crate::cri::{Facts, Handler};
 use crate::image::{self, Images, Limits};
 use crate::meter::Meter;
-use crate::pod::{self, Pods};
+use crate::nri::{self, Nri};
+use crate::pod::{self, Lifecycle, Pods};
 use crate::recovery;
 use crate::shim::{self, Backend, Launcher};
 use crate::stats::{self, Stats};
@@ -30,6 +32,8 @@ pub(crate) struct Rooms {
     pub(crate) stats: Stats,
     pub(crate) streaming: Streaming,
     pub(crate) networks: Controller,
+    /// `None` when it is turned off.
+    pub(crate) nri: Option<Nri>,
 }
 
 /// Opens all rooms; pods come back from their records before this returns.
@@ -40,11 +44,17 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     let networks = Controller::open(network_options(config)).map_err(Error::Network)?;
     let driver = cgroup_driver(config.cgroup.driver);
     let abilities = handlers::ask(&config.runtimes);
-    let options = pod_options(config, driver, &abilities, meter)?;
+    let mut options = pod_options(config, driver, &abilities, meter)?;
+    let nri = config.nri.enable.then(|| Nri::new(nri_options(config, options.devices.clone())));
+    options.lifecycle = nri.clone().map(|nri| Arc::new(nri) as Arc<dyn Lifecycle>);
     let (naming, mode) = (options.naming.clone(), options.host.cgroup);
     let facts = facts(loaded, driver, &abilities, options.host.no_user_namespaces.as_deref());
     let pods = Pods::open(options, images.clone(), networks.clone()).map_err(Error::Pods)?;
     recovery::run(&pods, &networks, &images).await.map_err(Error::Pods)?;
+    if let Some(nri) = &nri {
+        // They are told of what was there before the first call can change it.
+        nri.launch(pods.clone()).await;
+    }
     let stats = Stats::new(stats::Options {
         pods: pods.clone(),
         networks: networks.clone(),
@@ -54,7 +64,7 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     });
     tokio::spawn(stats.clone().sample());
     let streaming = Streaming::open(&streaming_options(config), pods.clone()).map_err(Error::Streaming)?;
-    Ok(Rooms { pods, images, facts: Arc::new(facts), stats, streaming, networks })
+    Ok(Rooms { pods, images, facts: Arc::new(facts), stats, streaming, networks, nri })
 }
 
 /// What may be configured, but is not built: said at once, not half done.
@@ -112,6 +122,17 @@ fn interface_prefix(bridge: &str) -> String {
     format!("v{hash}x")
 }
 
+fn nri_options(config: &Config, devices: Registry) -> nri::Options {
+    nri::Options {
+        plugin_path: config.nri.plugin_path.clone(),
+        plugin_config_path: config.nri.plugin_config_path.clone(),
+        registration_timeout: config.nri.plugin_registration_timeout,
+        request_timeout: config.nri.plugin_request_timeout,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        devices,
+    }
+}
+
 /// Handlers by name, and what they can do.
 type Able = BTreeMap<String, Abilities>;
 
@@ -158,6 +179,8 @@ fn pod_options(
         host,
         default_network: config.network.default.clone(),
         stages: meter.stages.clone(),
+        devices: Registry::new(config.devices.cdi_spec_dirs.clone()),
+        lifecycle: None,
     })
 }
 

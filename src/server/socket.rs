@@ -19,6 +19,18 @@ pub(crate) struct Socket {
 impl Socket {
     /// Listens on the path.
     pub(crate) fn listen(path: &Path, gid: u32) -> Result<(Self, UnixListener), Error> {
+        Self::dressed(path, 0o660, Some(gid))
+    }
+
+    /// The same, for root alone; so is the directory, if it is made.
+    pub(crate) fn listen_privately(path: &Path) -> Result<(Self, UnixListener), Error> {
+        if let Some(directory) = path.parent() {
+            super::make_directory(directory, 0o700)?;
+        }
+        Self::dressed(path, 0o600, None)
+    }
+
+    fn dressed(path: &Path, mode: u32, gid: Option<u32>) -> Result<(Self, UnixListener), Error> {
         let error = |source| Error::Io { doing: "listening on", path: path.to_owned(), source };
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory).map_err(error)?;
@@ -28,7 +40,7 @@ impl Socket {
         let hidden = path.with_file_name(format!(".{}", std::process::id()));
         let _ = std::fs::remove_file(&hidden);
         let listener = UnixListener::bind(&hidden).map_err(error)?;
-        let made = dress(&hidden, gid).and_then(|()| {
+        let made = dress(&hidden, mode, gid).and_then(|()| {
             std::fs::rename(&hidden, path)?;
             std::fs::symlink_metadata(path)
         });
@@ -50,9 +62,9 @@ impl Drop for Socket {
     }
 }
 
-fn dress(path: &Path, gid: u32) -> io::Result<()> {
-    std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))?;
-    chown(path, None, Some(gid))
+fn dress(path: &Path, mode: u32, gid: Option<u32>) -> io::Result<()> {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode))?;
+    chown(path, None, gid)
 }
 
 /// Makes sure that the name is free: nothing is there, or a socket that nobody listens on.

@@ -93,6 +93,9 @@ table = "$name"
 [network.bridge]
 name = "bconf0"
 subnets = ["10.95.0.0/24"]
+[nri]
+socket_path = "$state/nri.sock"
+plugin_path = "$root/nri"
 END
 # Other handlers, to be chosen by critest's -runtime-handler.
 for runtime in runc crun; do
@@ -127,4 +130,4 @@ until [ -S "$socket" ]; do
     sleep 0.1
 done
 
-inside "$critest" -runtime-endpoint "unix://$socket" -ginkgo.no-color ${REPORT:+"-ginkgo.junit-report=$REPORT"} "$@"
+inside "$critest" -runtime-endpoint "unix://$socket" -nri-socket "$state/nri.sock" -ginkgo.no-color ${REPORT:+"-ginkgo.junit-report=$REPORT"} "$@"

@@ -10,6 +10,7 @@ mod support;
 
 mod apparmor;
 mod bad_input;
+mod cdi;
 mod client;
 mod client_interactive;
 mod containerd;
@@ -24,6 +25,7 @@ mod metrics;
 mod mounts;
 mod namespaces;
 mod network;
+mod nri;
 mod pods;
 mod registries;
 mod resources;
@@ -42,11 +44,15 @@ use support::runtime::Options;
 const LIMIT: u64 = 180;
 
 fn main() {
+    if support::plugin::launched() {
+        return;
+    }
     let arguments = Arguments::from_args();
     let trials = || {
         [
             apparmor::trials(),
             bad_input::trials(),
+            cdi::trials(),
             client::trials(),
             client_interactive::trials(),
             containerd::trials(),
@@ -61,6 +67,7 @@ fn main() {
             mounts::trials(),
             namespaces::trials(),
             network::trials(),
+            nri::trials(),
             pods::trials(),
             registries::trials(),
             resources::trials(),

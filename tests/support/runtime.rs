@@ -39,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) images: String,
     /// More `[runtimes.NAME]` tables of Berth's configuration.
     pub(crate) runtimes: String,
+    /// The same for `[nri]`.
+    pub(crate) nri: String,
     /// Environment variables of the daemon.
     pub(crate) environment: Vec<(String, String)>,
 }
@@ -49,6 +51,7 @@ impl Default for Options {
             subnets: vec!["10.85.0.0/16".into(), "fd85:be:27::/64".into()],
             images: String::new(),
             runtimes: String::new(),
+            nri: String::new(),
             environment: Vec::new(),
         }
     }
@@ -134,6 +137,15 @@ mode = "builtin"
 name = "berth0"
 subnets = {subnets:?}
 
+[devices]
+cdi_spec_dirs = ["{run}/cdi/etc", "{run}/cdi/run"]
+
+[nri]
+socket_path = "{run}/nri/nri.sock"
+plugin_path = "{run}/nri/plugins"
+plugin_config_path = "{run}/nri/conf.d"
+{nri}
+
 [runtimes.runc]
 type = "oci"
 path = "{runc}"
@@ -153,6 +165,8 @@ path = "{crun}"
             crun = crun(run).display(),
             images = options.images,
             runtimes = options.runtimes,
+            nri = options.nri,
+            run = run.display(),
         )
     }
 

@@ -43,13 +43,6 @@ pub(super) fn build(input: &SpecInput<'_>) -> Result<Devices, Error> {
     for device in &input.container.devices {
         devices.asked(device)?;
     }
-    if let Some(device) = input.container.cdi_devices.first() {
-        return Err(Error::Unsupported {
-            field: "CDI_devices[].name",
-            value: device.name.clone(),
-            feature: "CDI devices",
-        });
-    }
     Ok(devices)
 }
 
@@ -191,7 +184,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::super::testing::Fixture;
     use super::*;
-    use crate::proto::runtime::v1::{CdiDevice, Device};
+    use crate::proto::runtime::v1::Device;
 
     fn device(host: &str, container: &str, permissions: &str) -> Device {
         Device { host_path: host.into(), container_path: container.into(), permissions: permissions.into() }
@@ -276,8 +269,5 @@ mod tests {
             fixture.container.devices = vec![asked];
             assert!(build(&fixture.input()).is_err(), "{text}");
         }
-        let mut fixture = Fixture::new();
-        fixture.container.cdi_devices = vec![CdiDevice { name: "vendor.com/gpu=0".into() }];
-        assert!(build(&fixture.input()).err().unwrap().to_string().contains("vendor.com/gpu=0"));
     }
 }

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::lifecycle::{Told, tell, tell_undone};
 use super::{Creating, Done, Phase, Task};
 use crate::container::{self, Ended, Making};
 use crate::meter::Stage;
 use crate::pod::error::Error;
 use crate::pod::event::EventKind;
+use crate::pod::lifecycle::{ContainerStep, Operation};
 use crate::pod::request::{Reply, Request};
 use crate::pod::slot::{Slot, key};
 use crate::proto::berth::v1::ContainerPhase;
@@ -18,7 +20,9 @@ const CANNOT_RUN: i32 = 128;
 
 impl Task {
     /// Takes in a container that was found again after a restart.
-    pub(super) fn adopt(&mut self, slot: Slot) {
+    pub(super) fn adopt(&mut self, mut slot: Slot) {
+        // Who is told of its end now never knew of it.
+        slot.told_stop = slot.phase() == ContainerPhase::ContainerExited;
         let id = slot.record.id.clone();
         let watched = (slot.phase() == ContainerPhase::ContainerRunning).then(|| slot.shim.clone()).flatten();
         self.shared.index(&id, &self.record.id);
@@ -59,10 +63,17 @@ impl Task {
             };
         self.creating.insert(key.clone(), Creating { config: config.clone(), replies: vec![reply] });
         let (tools, surroundings) = (Arc::clone(&self.shared.tools), Arc::clone(&self.surroundings));
+        let operation = self.begin();
+        let (pod, told) = (self.seen(), Told::default());
+        let adjust = self.adjust(operation.as_ref(), &told);
         self.job(async move {
             let now = container::now();
-            let result = container::make(&tools, &surroundings, id.clone(), config, target, now).await;
-            Done::Created { key, id, result: Box::new(result) }
+            let result =
+                container::make(&tools, &surroundings, id.clone(), config, target, adjust, now).await;
+            if result.is_err() {
+                tell_undone(operation.as_ref(), &pod, told.get()).await;
+            }
+            Done::Created { key, id, result: Box::new(result), operation }
         });
     }
 
@@ -90,6 +101,7 @@ impl Task {
         key: &(String, u32),
         id: &str,
         result: Result<Making, container::Error>,
+        operation: Option<Arc<dyn Operation>>,
     ) {
         let replies = self.creating.remove(key).map(|creating| creating.replies).unwrap_or_default();
         match result {
@@ -100,8 +112,21 @@ impl Task {
                 self.containers.insert(id.to_owned(), slot);
                 self.publish();
                 self.announce(id, EventKind::Created);
-                for reply in replies {
-                    let _ = reply.send(Ok(id.to_owned()));
+                let answer = move |id: &str| {
+                    for reply in replies {
+                        let _ = reply.send(Ok(id.to_owned()));
+                    }
+                };
+                match (operation.filter(|operation| !operation.is_idle()), self.container_now(id)) {
+                    (Some(operation), Some(container)) => {
+                        let pod = self.seen();
+                        self.job(async move {
+                            tell(&*operation, ContainerStep::Created, &pod, &container).await;
+                            answer(&container.id);
+                            Done::Recorded
+                        });
+                    }
+                    _ => answer(id),
                 }
             }
             Err(error) => answer_all(replies, error.into()),
@@ -133,20 +158,49 @@ impl Task {
         };
         slot.busy = true;
         let stages = self.shared.tools.stages.clone();
+        let operation = self.begin();
+        let (pod, container) = (self.seen(), self.container_now(&id));
         self.job(async move {
-            let result = stages.time(Stage::ContainerStart, container::start(&id, &shim, creation)).await;
-            Done::Started { id, result, reply }
+            let told = match (operation.as_ref().filter(|operation| !operation.is_idle()), container) {
+                (Some(operation), Some(container)) => {
+                    operation.container(ContainerStep::Start, &pod, &container).await
+                }
+                _ => Ok(()),
+            };
+            let result = match told {
+                Ok(()) => stages.time(Stage::ContainerStart, container::start(&id, &shim, creation)).await,
+                Err(refusal) => Err(refusal.into()),
+            };
+            Done::Started { id, result, reply, operation }
         });
     }
 
-    pub(super) fn started(&mut self, id: &str, result: Result<u32, container::Error>, reply: Reply<()>) {
+    pub(super) fn started(
+        &mut self,
+        id: &str,
+        result: Result<u32, container::Error>,
+        reply: Reply<()>,
+        operation: Option<Arc<dyn Operation>>,
+    ) {
         let Some(slot) = self.containers.get_mut(id) else { return };
         let shim = slot.shim.clone();
         match result {
             Ok(pid) => {
                 slot.started(pid, container::now());
-                self.write(id, Some(reply));
                 self.publish();
+                let told = operation.filter(|operation| !operation.is_idle());
+                match (told, self.container_now(id)) {
+                    (Some(operation), Some(container)) => {
+                        let pod = self.seen();
+                        self.write(id, None);
+                        self.job(async move {
+                            tell(&*operation, ContainerStep::Started, &pod, &container).await;
+                            let _ = reply.send(Ok(()));
+                            Done::Recorded
+                        });
+                    }
+                    _ => self.write(id, Some(reply)),
+                }
                 self.announce(id, EventKind::Started);
                 if let Some(shim) = shim {
                     let id = id.to_owned();
@@ -170,7 +224,7 @@ impl Task {
                 self.publish();
                 self.announce(id, EventKind::Stopped);
                 let _ = reply.send(Err(error.into()));
-                self.clean_up(id);
+                self.end(id);
             }
         }
     }
@@ -182,12 +236,12 @@ impl Task {
         self.write(id, None);
         self.publish();
         self.announce(id, EventKind::Stopped);
-        self.clean_up(id);
+        self.end(id);
         self.advance();
     }
 
     /// Frees what an ended container still has in the kernel, and its shim.
-    fn clean_up(&mut self, id: &str) {
+    pub(super) fn clean_up(&mut self, id: &str) {
         let Some(slot) = self.containers.get_mut(id) else { return };
         let Some(shim) = slot.shim.take() else { return };
         slot.busy = true;
@@ -251,12 +305,23 @@ impl Task {
         let (tools, record) = (Arc::clone(&self.shared.tools), slot.full_record());
         let (shim, creation) = (slot.shim.take(), slot.creation.take());
         let written = Arc::clone(&slot.written);
+        let tell_stop = !std::mem::replace(&mut slot.told_stop, true);
+        let tell_remove = !std::mem::replace(&mut slot.told_remove, true);
+        let operation = self.begin();
+        let (pod, container) = (self.seen(), self.container_before(id));
         self.job(async move {
             let id = record.id.clone();
+            if let (Some(operation), Some(container)) = (&operation, container) {
+                for (step, due) in [(ContainerStep::Stop, tell_stop), (ContainerStep::Remove, tell_remove)] {
+                    if due {
+                        tell(&**operation, step, &pod, &container).await;
+                    }
+                }
+            }
             // No version written earlier may come after this one, nor after the record is gone.
             *written.lock().await = u64::MAX;
             if let Err(error) = tools.records.put(&id, &record).await {
-                return Done::Removed { id, errors: vec![error.into()] };
+                return Done::Removed { id, errors: vec![error.into()], operation };
             }
             if let Some(shim) = shim {
                 // Never started: what the shim made is undone as if it had been.
@@ -268,7 +333,7 @@ impl Task {
                 container::clean_up(&id, &shim).await;
                 container::end_without_shim(&tools, &record).await;
             }
-            Done::Removed { errors: container::remove(&tools, &record).await, id }
+            Done::Removed { errors: container::remove(&tools, &record).await, id, operation }
         });
     }
 

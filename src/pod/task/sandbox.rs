@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::containers::answer_all;
+use super::lifecycle::tell_pod;
 use super::{Done, Phase, Task};
 use crate::pod::error::Error;
 use crate::pod::event::EventKind;
+use crate::pod::lifecycle::PodStep;
 use crate::pod::request::Reply;
 use crate::pod::sandbox;
 use crate::pod::slot::Slot;
@@ -60,7 +62,8 @@ impl Task {
                 let unsettled = |slot: &Slot| match slot.phase() {
                     ContainerPhase::ContainerRunning => true,
                     ContainerPhase::ContainerCreated => slot.busy,
-                    _ => false,
+                    // The pod's end is told after those of its containers.
+                    _ => slot.telling,
                 };
                 if self.creating.is_empty() && !self.containers.values().any(unsettled) {
                     self.take_down();
@@ -74,13 +77,18 @@ impl Task {
     fn take_down(&mut self) {
         self.pod_busy = true;
         let (shared, mut record) = (Arc::clone(&self.shared), self.record.clone());
+        let (operation, pod) = (self.begin(), self.seen());
+        let due = !std::mem::replace(&mut self.told_stop, true);
         self.job(async move {
+            if due {
+                tell_pod(operation.as_ref(), PodStep::Stop, &pod).await;
+            }
             let mut errors = sandbox::stop(&shared, &record).await;
             if errors.is_empty() {
                 record.phase = PodPhase::PodNotReady.into();
                 errors.extend(shared.records.put(&record.id, &record).await.map_err(Error::Record).err());
             }
-            Done::PodStopped { errors }
+            Done::PodStopped { errors, operation }
         });
     }
 
@@ -107,12 +115,17 @@ impl Task {
         if self.containers.is_empty() && self.creating.is_empty() {
             self.pod_busy = true;
             let (shared, mut record) = (Arc::clone(&self.shared), self.record.clone());
+            let (operation, pod) = (self.begin(), self.seen());
+            let due = !std::mem::replace(&mut self.told_remove, true);
             self.job(async move {
+                if due {
+                    tell_pod(operation.as_ref(), PodStep::Remove, &pod).await;
+                }
                 record.phase = PodPhase::PodRemoving.into();
                 if let Err(error) = shared.records.put(&record.id, &record).await {
-                    return Done::PodRemoved { errors: vec![error.into()] };
+                    return Done::PodRemoved { errors: vec![error.into()], operation };
                 }
-                Done::PodRemoved { errors: sandbox::unmake(&shared, &record).await }
+                Done::PodRemoved { errors: sandbox::unmake(&shared, &record).await, operation }
             });
             return;
         }

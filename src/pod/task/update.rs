@@ -2,16 +2,24 @@
 
 use std::sync::Arc;
 
+use super::lifecycle::{tell, tell_pod};
 use super::{Done, Reply, Task};
 use crate::container;
 use crate::pod::error::Error;
+use crate::pod::lifecycle::{ContainerStep, Operation, PodStep};
 use crate::proto::berth::v1::ContainerPhase;
 use crate::proto::runtime::v1::LinuxContainerResources;
 
 impl Task {
     /// Not a job that has the container for itself: a kernel that takes its time to reclaim memory must not keep the
     /// container from being stopped. Updates of one container follow one another.
-    pub(super) fn update(&mut self, id: String, resources: Box<LinuxContainerResources>, reply: Reply<()>) {
+    pub(super) fn update(
+        &mut self,
+        id: String,
+        mut resources: Box<LinuxContainerResources>,
+        tell: bool,
+        reply: Reply<()>,
+    ) {
         let Some(slot) = self.containers.get(&id) else {
             let _ = reply.send(Err(Self::not_found(&id)));
             return;
@@ -25,10 +33,21 @@ impl Task {
         let (tools, record, layout) =
             (Arc::clone(&self.shared.tools), slot.record.clone(), slot.layout.clone());
         let (creation, turn) = (slot.creation.clone(), Arc::clone(&slot.updating));
+        let operation = self.begin().filter(|operation| tell && !operation.is_idle());
+        let (pod, container) = (self.seen(), self.container_now(&id));
         self.job(async move {
             let _turn = turn.lock().await;
+            if let (Some(operation), Some(container)) = (&operation, container) {
+                match operation.update_container(&pod, &container, (*resources).clone()).await {
+                    Ok(changed) => *resources = changed,
+                    Err(refusal) => {
+                        let result = Err(refusal.into());
+                        return Done::Updated { id, resources, result, reply, operation: None };
+                    }
+                }
+            }
             let result = container::update(&tools, &record, creation, layout, (*resources).clone()).await;
-            Done::Updated { id, resources, result, reply }
+            Done::Updated { id, resources, result, reply, operation }
         });
     }
 
@@ -38,6 +57,7 @@ impl Task {
         resources: &LinuxContainerResources,
         result: Result<(), container::Error>,
         reply: Reply<()>,
+        operation: Option<Arc<dyn Operation>>,
     ) {
         if let Err(error) = result {
             let _ = reply.send(Err(error.into()));
@@ -50,7 +70,19 @@ impl Task {
         container::merge(&mut Arc::make_mut(&mut slot.config).linux, resources);
         self.write(id, None);
         self.publish();
-        let _ = reply.send(Ok(()));
+        match (operation, self.container_now(id)) {
+            (Some(operation), Some(container)) => {
+                let pod = self.seen();
+                self.job(async move {
+                    tell(&*operation, ContainerStep::Updated, &pod, &container).await;
+                    let _ = reply.send(Ok(()));
+                    Done::Recorded
+                });
+            }
+            _ => {
+                let _ = reply.send(Ok(()));
+            }
+        }
     }
 
     /// The pod's cgroup is its caller's; containers made from now on are told of the new figures in their annotations.
@@ -59,6 +91,24 @@ impl Task {
         overhead: Option<Box<LinuxContainerResources>>,
         resources: Option<Box<LinuxContainerResources>>,
         reply: Reply<()>,
+    ) {
+        let operation = self.begin().filter(|operation| !operation.is_idle());
+        let Some(operation) = operation else {
+            return self.record_pod_update(overhead, resources, reply, None);
+        };
+        let pod = self.seen();
+        self.job(async move {
+            let result = operation.update_pod(&pod, overhead.as_deref(), resources.as_deref()).await;
+            Done::PodUpdateTold { overhead, resources, result, reply, operation: Some(operation) }
+        });
+    }
+
+    pub(super) fn record_pod_update(
+        &mut self,
+        overhead: Option<Box<LinuxContainerResources>>,
+        resources: Option<Box<LinuxContainerResources>>,
+        reply: Reply<()>,
+        operation: Option<Arc<dyn Operation>>,
     ) {
         let linux = Arc::make_mut(&mut self.config).linux.get_or_insert_default();
         for (old, new) in [(&mut linux.overhead, overhead), (&mut linux.resources, resources)] {
@@ -70,8 +120,10 @@ impl Task {
         self.record.config = Some((*self.config).clone());
         self.publish();
         let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
+        let pod = self.seen();
         self.job(async move {
             let result = shared.records.put(&record.id, &record).await.map_err(Error::Record);
+            tell_pod(operation.as_ref(), PodStep::Updated, &pod).await;
             let _ = reply.send(result);
             Done::Recorded
         });
