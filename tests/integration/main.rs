@@ -12,7 +12,9 @@ mod bad_input;
 mod client;
 mod containers;
 mod daemon;
+mod events;
 mod exec_sync;
+mod fuzz;
 mod idempotence;
 mod images;
 mod logs;
@@ -26,14 +28,18 @@ mod resources;
 mod restart;
 mod runtimes;
 mod security;
+mod soak;
 mod stats;
+mod streaming_attach;
+mod streaming_bad_input;
+mod streaming_exec;
+mod streaming_forward;
+mod streaming_peers;
+mod streaming_tls;
 
 use libtest_mimic::{Arguments, Trial};
 use support::World;
 use support::runtime::Options;
-
-/// No test takes longer: seconds.
-const LIMIT: u64 = 180;
 
 fn main() {
     let arguments = Arguments::from_args();
@@ -43,7 +49,9 @@ fn main() {
             client::trials(),
             containers::trials(),
             daemon::trials(),
+            events::trials(),
             exec_sync::trials(),
+            fuzz::trials(),
             idempotence::trials(),
             images::trials(),
             logs::trials(),
@@ -57,7 +65,14 @@ fn main() {
             restart::trials(),
             runtimes::trials(),
             security::trials(),
+            soak::trials(),
             stats::trials(),
+            streaming_attach::trials(),
+            streaming_bad_input::trials(),
+            streaming_exec::trials(),
+            streaming_forward::trials(),
+            streaming_peers::trials(),
+            streaming_tls::trials(),
         ]
         .into_iter()
         .flatten()
@@ -86,7 +101,9 @@ where
                 test.call(&mut world).await;
                 world.finish().await;
             };
-            tokio::time::timeout(support::patience(LIMIT), work).await.expect("the test takes too long");
+            tokio::time::timeout(support::patience(options.limit), work)
+                .await
+                .expect("the test takes too long");
         });
         Ok(())
     })

@@ -37,6 +37,12 @@ pub(crate) struct Options {
     pub(crate) subnets: Vec<String>,
     /// More for the `[images]` section of Berth's configuration, as it is written.
     pub(crate) images: String,
+    /// The same for `[streaming]`.
+    pub(crate) streaming: String,
+    /// Seconds that the test may take.
+    pub(crate) limit: u64,
+    /// Runs before the daemon starts: files that its configuration names.
+    pub(crate) prepare: Option<fn()>,
     /// Environment variables of the daemon.
     pub(crate) environment: Vec<(String, String)>,
 }
@@ -46,6 +52,9 @@ impl Default for Options {
         Self {
             subnets: vec!["10.85.0.0/16".into(), "fd85:be:27::/64".into()],
             images: String::new(),
+            streaming: String::new(),
+            limit: 180,
+            prepare: None,
             environment: Vec::new(),
         }
     }
@@ -93,6 +102,7 @@ impl Daemon {
             environment: options.environment.clone(),
             process: None,
         };
+        options.prepare.into_iter().for_each(|prepare| prepare());
         let certs = daemon.certs.join(registry);
         std::fs::create_dir_all(&certs).unwrap();
         std::fs::write(certs.join("hosts.toml"), format!("server = \"http://{registry}\"\n")).unwrap();
@@ -124,6 +134,9 @@ root = "{cgroup}"
 config_path = ["{certs}"]
 {images}
 
+[streaming]
+{streaming}
+
 [network]
 mode = "builtin"
 
@@ -147,6 +160,7 @@ path = "{crun}"
             runc = find("runc"),
             crun = crun(run).display(),
             images = options.images,
+            streaming = options.streaming,
         )
     }
 
