@@ -190,6 +190,19 @@ pub struct Streaming {
     pub address: SocketAddr,
     /// A session without traffic ends after this.
     pub idle_timeout: Duration,
+    /// Serves by TLS with these files; none: in the clear.
+    pub tls: Option<StreamingTls>,
+}
+
+/// The files of `[streaming]` for TLS, PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamingTls {
+    /// The server's certificate and those between it and its authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Authorities of clients; none: any client may connect.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// `[metrics]`

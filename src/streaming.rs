@@ -23,6 +23,7 @@ mod resize;
 mod server;
 mod spdy;
 mod status;
+mod tls;
 mod token;
 mod upgrade;
 mod websocket;
@@ -39,6 +40,8 @@ use crate::container::{ContainerSnapshot, ContainerState};
 use crate::error::{Classify, Kind};
 use crate::pod::Pods;
 use client::Wants;
+use tls::Acceptor;
+pub use tls::TlsFiles;
 use token::Tokens;
 
 /// How the server is set up.
@@ -48,6 +51,8 @@ pub struct Options {
     pub address: SocketAddr,
     /// A session without traffic ends after this.
     pub idle_timeout: Duration,
+    /// Serves by TLS; none: in the clear.
+    pub tls: Option<TlsFiles>,
 }
 
 /// Which streams a client wants.
@@ -74,6 +79,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// TLS can't be served with these files.
+    #[error("streaming by TLS: {0}")]
+    Tls(#[source] tls::Error),
     /// No pod or container of that id.
     #[error("no {what} {id:?} here")]
     NotFound {
@@ -110,7 +118,7 @@ impl Classify for Error {
             Self::NotRunning { .. } => Kind::FailedPrecondition,
             Self::Contradiction(_) => Kind::InvalidArgument,
             Self::TooManyWaiting(_) => Kind::ResourceExhausted,
-            Self::Listen { .. } | Self::Random(_) => Kind::Internal,
+            Self::Listen { .. } | Self::Tls(_) | Self::Random(_) => Kind::Internal,
         }
     }
 }
@@ -139,6 +147,7 @@ struct Shared {
     pods: Pods,
     tokens: Tokens<Call>,
     idle_timeout: Duration,
+    tls: Option<Acceptor>,
 }
 
 /// The streaming server. Clones are the same.
@@ -153,13 +162,15 @@ impl Streaming {
     /// Listens. Connections are served by [`Streaming::serve`].
     ///
     /// # Errors
-    /// [`Error::Listen`] when the address is taken or not of this host.
+    /// [`Error::Listen`] when the address is taken or not of this host, [`Error::Tls`] when the files are none.
     pub fn open(options: &Options, pods: Pods) -> Result<Self, Error> {
         let failed = |source| Error::Listen { address: options.address, source };
         let listener = std::net::TcpListener::bind(options.address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let address = reachable(listener.local_addr().map_err(failed)?);
-        let shared = Shared { pods, tokens: Tokens::new(token::LIFE), idle_timeout: options.idle_timeout };
+        let tls = options.tls.clone().map(Acceptor::open).transpose().map_err(Error::Tls)?;
+        let shared =
+            Shared { pods, tokens: Tokens::new(token::LIFE), idle_timeout: options.idle_timeout, tls };
         Ok(Self { shared: Arc::new(shared), address, listener: Arc::new(Mutex::new(Some(listener))) })
     }
 
@@ -228,7 +239,8 @@ impl Streaming {
 
     fn url(&self, call: Call) -> Result<String, Error> {
         let path = call.path();
-        Ok(format!("http://{}/{path}/{}", self.address, self.shared.tokens.insert(call)?))
+        let scheme = if self.shared.tls.is_some() { "https" } else { "http" };
+        Ok(format!("{scheme}://{}/{path}/{}", self.address, self.shared.tokens.insert(call)?))
     }
 }
 

@@ -152,6 +152,23 @@ pub(crate) fn signal_all(directory: &Path, signal: i32, limit: Duration) -> usiz
     }
 }
 
+/// Moves everybody in the cgroup and below it to `target`. Says whether nobody is left: who forks faster than that stays.
+pub(crate) fn move_all(directory: &Path, target: &Path) -> bool {
+    const ROUNDS: usize = 16;
+    let procs = target.join("cgroup.procs");
+    for _ in 0..ROUNDS {
+        let list = processes(directory);
+        if list.is_empty() {
+            return true;
+        }
+        for pid in list {
+            // Who has just ended can't be moved.
+            let _ = fs::write(&procs, pid.to_string());
+        }
+    }
+    false
+}
+
 /// Removes the directory and what is below it, as long as nobody is in it; waits a little for those who are just leaving.
 pub(crate) fn remove(directory: &Path, deadline: Instant) -> io::Result<()> {
     for child in children(directory) {

@@ -400,7 +400,10 @@ impl Shim {
     /// After an exec: a process for the next one.
     fn warm_up(&mut self) {
         let runs = self.container.as_ref().is_some_and(|container| container.exit().is_none());
-        if runs && !self.paused && self.warm.is_none() && self.binary.is_none() && self.foreign.is_none() {
+        // One that was just told what to run still has the directory that the next one would make.
+        let starting = self.jobs.iter().any(|running| matches!(running.purpose, jobs::Purpose::Exec { .. }));
+        let ours = self.binary.is_none() && self.foreign.is_none();
+        if runs && ours && !starting && !self.paused && self.warm.is_none() {
             self.warm = Warm::spawn(&self.bundle, &self.cgroups);
         }
     }

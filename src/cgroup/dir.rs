@@ -58,7 +58,8 @@ impl Classify for Error {
             Self::NotEmpty { .. } => Kind::DeadlineExceeded,
             Self::NotFound { .. } => Kind::NotFound,
             Self::Io { source, .. } => match source.raw_os_error() {
-                Some(libc::EINVAL | libc::ERANGE) => Kind::InvalidArgument,
+                // ENOSPC: a cpuset would be left without processors or memory nodes; E2BIG: a list is too long.
+                Some(libc::EINVAL | libc::ERANGE | libc::ENOSPC | libc::E2BIG) => Kind::InvalidArgument,
                 Some(libc::EBUSY) => Kind::FailedPrecondition,
                 _ => Kind::Internal,
             },

@@ -13,6 +13,7 @@ use super::settings::Settings;
 use super::{
     BUILTIN_RUNTIME, Bridge, Cgroup, CgroupDriver, Config, Devices, Grpc, Images, Listen, Log, LogFormat,
     Metrics, Network, NetworkMode, NetworkStore, Nri, Runtime, Streaming,
+    StreamingTls,
 };
 
 const MIB: u64 = 1 << 20;
@@ -127,7 +128,34 @@ impl Reader<'_> {
     fn streaming(&self) -> Option<Streaming> {
         let address = self.socket_address("streaming.address");
         let idle_timeout = self.duration("streaming.idle_timeout", SECOND..=DAY * 7);
-        Some(Streaming { address: address?, idle_timeout: idle_timeout? })
+        Some(Streaming { address: address?, idle_timeout: idle_timeout?, tls: self.streaming_tls() })
+    }
+
+    fn streaming_tls(&self) -> Option<StreamingTls> {
+        let (certificate_key, key_key) = ("streaming.tls_cert_file", "streaming.tls_key_file");
+        let client_ca_key = "streaming.tls_client_ca_file";
+        let (certificate, key) = (self.optional_path(certificate_key), self.optional_path(key_key));
+        let client_ca = self.optional_path(client_ca_key);
+        match (certificate, key) {
+            (Some(certificate), Some(key)) => Some(StreamingTls { certificate, key, client_ca }),
+            (Some(_), None) => {
+                self.refuse(certificate_key, format!("`{key_key}` is missing: a certificate needs its key"));
+                None
+            }
+            (None, Some(_)) => {
+                self.refuse(key_key, format!("`{certificate_key}` is missing: a key needs its certificate"));
+                None
+            }
+            (None, None) => {
+                if client_ca.is_some() {
+                    self.refuse(
+                        client_ca_key,
+                        format!("clients are asked for certificates over TLS only: set `{certificate_key}`"),
+                    );
+                }
+                None
+            }
+        }
     }
 
     fn metrics(&self) -> Metrics {

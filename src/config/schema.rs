@@ -65,7 +65,7 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("log", "The daemon's own log, on standard error. On SIGHUP the level is read again."),
     (
         "streaming",
-        "The server for exec, attach and port-forward sessions, over SPDY/3.1 and WebSocket. It speaks no TLS: keep it on loopback.",
+        "The server for exec, attach and port-forward sessions, over SPDY/3.1 and WebSocket. Without TLS keep it on loopback. The keys for TLS are `x509_key_pair_streaming` in containerd, `stream_tls_cert`, `stream_tls_key` and `stream_tls_ca` in CRI-O.",
     ),
     (
         "metrics",
@@ -164,6 +164,19 @@ pub(crate) const KEYS: &[Key] = &[
         Type::Duration,
         "\"4h\"",
         "A session without traffic ends after this time; 1s to 168h."
+    ),
+    key!(
+        "streaming.tls_cert_file",
+        Type::Path,
+        "\"\"",
+        "Certificate chain (PEM) to serve TLS with; URLs are then https. A file that changes is read again. Empty: no TLS."
+    ),
+    key!("streaming.tls_key_file", Type::Path, "\"\"", "The certificate's key (PEM)."),
+    key!(
+        "streaming.tls_client_ca_file",
+        Type::Path,
+        "\"\"",
+        "Authorities (PEM) that clients' certificates must come from. Empty: clients need none."
     ),
     key!(
         "metrics.address",

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{BoxBuilder, Process};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
@@ -51,7 +51,7 @@ pub(crate) async fn exec_sync(
     limit: Option<Duration>,
 ) -> Result<ExecOutput, Error> {
     let name = command.first().cloned().unwrap_or_default();
-    let process = process(container, command, false)?;
+    let process = process(container, command, false, None)?;
     let (stdout, stdout_writer) = output_pipe()?;
     let (stderr, stderr_writer) = output_pipe()?;
     let stdio =
@@ -123,8 +123,14 @@ impl Drop for Guard {
     }
 }
 
-/// The container's own process with another command: same user, environment, capabilities.
-fn process(container: &ContainerSnapshot, command: Vec<String>, terminal: bool) -> Result<Vec<u8>, Error> {
+/// The container's own process with another command: same user, environment, capabilities. `size` are the columns and rows of
+/// its terminal.
+fn process(
+    container: &ContainerSnapshot,
+    command: Vec<String>,
+    terminal: bool,
+    size: Option<(u32, u32)>,
+) -> Result<Vec<u8>, Error> {
     let path = container.bundle.join("process.json");
     let bytes =
         fs::read(&path).map_err(|source| Error::Path { action: "reading", path: path.clone(), source })?;
@@ -132,7 +138,9 @@ fn process(container: &ContainerSnapshot, command: Vec<String>, terminal: bool) 
     let mut process: Process = serde_json::from_slice(&bytes).map_err(json)?;
     process.set_args(Some(command));
     process.set_terminal(Some(terminal));
-    process.set_console_size(None);
+    process.set_console_size(
+        size.and_then(|(columns, rows)| BoxBuilder::default().width(columns).height(rows).build().ok()),
+    );
     serde_json::to_vec(&process).map_err(json)
 }
 

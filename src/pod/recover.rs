@@ -170,6 +170,10 @@ async fn settle(shared: &Arc<Shared>, mut record: ContainerRecord) -> Slot {
                 if record.started_at == 0 {
                     record.started_at = container::now();
                 }
+                // Their callers went with the daemon that crashed.
+                if let Err(error) = connection.end_execs().await {
+                    tracing::debug!(container = record.id, %error, "ending what was executed in the container");
+                }
                 shim = Some(connection);
             }
             Some((_, TaskState::Stopped { .. })) => ended = Some(container::ended_unseen(&layout.bundle)),

@@ -98,8 +98,13 @@ fn image_options(config: &Config, meter: &Meter) -> image::Options {
 }
 
 fn streaming_options(config: &Config) -> streaming::Options {
-    let crate::config::Streaming { address, idle_timeout } = config.streaming;
-    streaming::Options { address, idle_timeout }
+    let crate::config::Streaming { address, idle_timeout, tls } = config.streaming.clone();
+    let tls = tls.map(|tls| streaming::TlsFiles {
+        certificate: tls.certificate,
+        key: tls.key,
+        client_ca: tls.client_ca,
+    });
+    streaming::Options { address, idle_timeout, tls }
 }
 
 fn network_options(config: &Config) -> berth_cni::Options {

@@ -259,17 +259,30 @@ impl Shim {
     /// # Errors
     /// [`Error::Refused`] when the file can't be opened: the shim then goes on with the one it has.
     pub async fn reopen_log(&self) -> Result<(), Error> {
+        self.own_call("ReopenLog").await
+    }
+
+    /// Ends every exec of the container with all it started: a daemon that crashed has left them.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] by a shim that is not ours.
+    pub async fn end_execs(&self) -> Result<(), Error> {
+        self.own_call("EndExecs").await
+    }
+
+    /// A call without arguments of our own service.
+    async fn own_call(&self, method: &'static str) -> Result<(), Error> {
         let request = ttrpc::Request {
             service: "berth.shim.v1.Shim".to_owned(),
-            method: "ReopenLog".to_owned(),
+            method: method.to_owned(),
             timeout_nano: i64::try_from(ANSWER.as_nanos()).unwrap_or(i64::MAX),
             payload: api::Empty::new().write_to_bytes().unwrap_or_default(),
             ..Default::default()
         };
         let reply = tokio::time::timeout(ANSWER, self.raw.request(request)).await;
         match reply {
-            Err(_) => Err(self.timed_out("ReopenLog", ANSWER)),
-            Ok(Err(error)) => Err(self.failed("ReopenLog", error)),
+            Err(_) => Err(self.timed_out(method, ANSWER)),
+            Ok(Err(error)) => Err(self.failed(method, error)),
             Ok(Ok(_)) => Ok(()),
         }
     }

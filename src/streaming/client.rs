@@ -7,8 +7,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::link::{Gone, Link, Output};
-use super::spdy;
+use super::link::{Gone, Link, Output, Peer};
+use super::spdy::{self, Stuck};
 use super::status::Outcome;
 use super::websocket::{self, Codec};
 
@@ -63,11 +63,11 @@ pub(super) enum Error {
 
 impl Client {
     /// Waits for the streams of a SPDY client. `version` is that of the `channel.k8s.io` protocol.
-    pub(super) async fn spdy<S>(io: S, version: u8, wants: Wants) -> Result<Self, Error>
+    pub(super) async fn spdy<S>(io: S, peer: Peer, version: u8, wants: Wants) -> Result<Self, Error>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
-        let (link, mut streams) = spdy::serve(io);
+        let (link, mut streams) = spdy::serve(io, peer, Stuck::Waits);
         let (mut stdin, mut stdout, mut stderr, mut resize, mut error) = (None, None, None, None, None);
         let with_resize = wants.tty && version >= 3;
         let mut missing = 1
@@ -110,7 +110,7 @@ impl Client {
     }
 
     /// A WebSocket client. Its channels need no opening; it waits for [`Client::greet`].
-    pub(super) async fn websocket<S>(io: S, version: u8, codec: Codec, wants: Wants) -> Self
+    pub(super) async fn websocket<S>(io: S, peer: Peer, version: u8, codec: Codec, wants: Wants) -> Self
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -126,7 +126,7 @@ impl Client {
         };
         let stdin = open(channel::STDIN, wants.stdin);
         let resize = open(channel::RESIZE, wants.tty);
-        let link = websocket::serve(io, codec, inputs).await;
+        let link = websocket::serve(io, peer, codec, inputs).await;
         let output = |number| Output::new(number, link.frames.clone(), CancellationToken::new(), None);
         let stdout = wants.stdout.then(|| output(channel::STDOUT));
         let stderr = wants.stderr.then(|| output(channel::STDERR));

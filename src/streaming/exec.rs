@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, Wants};
 use super::link::{CHUNK, Output};
-use super::resize::Sizes;
+use super::resize::{Size, Sizes};
 use super::status::Outcome;
-use crate::container::{self, Interactive, Streams};
+use crate::container::{self, ContainerState, Interactive, Streams};
 use crate::error::chain;
 use crate::pod::Pods;
 
@@ -20,6 +20,8 @@ use crate::pod::Pods;
 const DRAIN: Duration = Duration::from_millis(250);
 /// However much he goes on to print.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// A client with a terminal tells its size at once; a command that asks for it at once is not to find none.
+const FIRST_SIZE: Duration = Duration::from_millis(50);
 /// What a command has to end by itself when its client is gone.
 const HANG_UP: Duration = Duration::from_secs(2);
 
@@ -33,34 +35,42 @@ pub(super) struct Exec {
 
 /// Runs the command until it ends, or the client is gone: then all of it is ended.
 pub(super) async fn run(pods: &Pods, exec: Exec, client: &mut Client) -> Outcome {
-    let command = match start(pods, exec).await {
+    let mut sizes = client.resize.take().map(Sizes::new);
+    let first = match &mut sizes {
+        Some(sizes) => tokio::time::timeout(FIRST_SIZE, sizes.next()).await.ok().flatten(),
+        None => None,
+    };
+    let command = match start(pods, exec, first).await {
         Ok(command) => command,
         Err(message) => return Outcome::Failed(message),
     };
     client.greet().await;
     let gone = client.link.gone.clone();
-    let (stdin, resize) = (client.stdin.take(), client.resize.take());
-    match with_client(command, stdin, resize, client, &gone).await {
+    let stdin = client.stdin.take();
+    match with_client(command, stdin, sizes, client, &gone).await {
         Ok(0) => Outcome::Success,
         Ok(code) => Outcome::Exit(code),
         Err(message) => Outcome::Failed(message),
     }
 }
 
-async fn start(pods: &Pods, exec: Exec) -> Result<Interactive, String> {
+async fn start(pods: &Pods, exec: Exec, size: Option<Size>) -> Result<Interactive, String> {
     let Exec { container, command, wants } = exec;
     let found = pods.container(&container).ok_or_else(|| format!("container {container} is gone"))?;
-    let shim = found.1.shim.as_ref().ok_or_else(|| format!("container {container} is not running"))?;
+    let running = matches!(found.1.state, ContainerState::Running { .. });
+    let shim = found.1.shim.as_ref().filter(|_| running);
+    let shim = shim.ok_or_else(|| format!("container {container} is not running"))?;
     let id = crate::id::generate().map_err(|error| error.to_string())?;
     let Wants { stdin, stdout, stderr, tty } = wants;
-    let streams = Streams { stdin, stdout, stderr, tty };
+    let size = size.map(|size| (size.width, size.height));
+    let streams = Streams { stdin, stdout, stderr, tty, size };
     container::exec_start(&found.1, shim, id, command, streams).await.map_err(|error| chain(&error))
 }
 
 async fn with_client(
     mut command: Interactive,
     stdin: Option<mpsc::Receiver<Bytes>>,
-    resize: Option<mpsc::Receiver<Bytes>>,
+    sizes: Option<Sizes>,
     client: &Client,
     gone: &CancellationToken,
 ) -> Result<i32, String> {
@@ -78,7 +88,7 @@ async fn with_client(
         );
     };
     let inputs = async {
-        tokio::join!(feed(&command, stdin, input), size(&command, resize));
+        tokio::join!(feed(&command, stdin, input), size(&command, sizes));
         std::future::pending::<()>().await;
     };
     let result = tokio::select! {
@@ -145,9 +155,8 @@ async fn feed(command: &Interactive, stdin: Option<mpsc::Receiver<Bytes>>, pipe:
     }
 }
 
-async fn size(command: &Interactive, resize: Option<mpsc::Receiver<Bytes>>) {
-    let Some(resize) = resize else { return };
-    let mut sizes = Sizes::new(resize);
+async fn size(command: &Interactive, sizes: Option<Sizes>) {
+    let Some(mut sizes) = sizes else { return };
     while let Some(size) = sizes.next().await {
         if let Err(error) = command.resize(size.width, size.height).await {
             tracing::debug!(%error, "resizing the terminal of an exec");

@@ -3,11 +3,13 @@
 //! A task reads and a task writes. What goes out waits in a bounded queue, so that a client that does not read holds back
 //! only who writes to it. The session sees the end of the connection as [`Link::gone`].
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +23,9 @@ pub(super) const INBOUND_MAX: usize = 32;
 pub(super) const CHUNK: usize = 32 << 10;
 /// How long a client has to take what is left when a session is over.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// While nobody takes what a client sent, how often to look whether it is still there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Why a channel is reset: it is not wanted any more (SPDY's code for it).
 const CANCEL: u32 = 5;
@@ -73,6 +78,41 @@ impl Activity {
                 return;
             }
             tokio::time::sleep_until(end).await;
+        }
+    }
+}
+
+/// The client's socket. As long as somebody reads from it, reading tells that the client is gone; behind data that nobody
+/// takes its end would not be seen.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Peer(Option<Arc<OwnedFd>>);
+
+impl Peer {
+    /// Another descriptor of `socket`. Without one (no descriptors are left) the client's end is seen late.
+    pub(super) fn of(socket: impl AsFd) -> Self {
+        Self(rustix::io::fcntl_dupfd_cloexec(socket, 3).ok().map(Arc::new))
+    }
+
+    fn hung_up(&self) -> bool {
+        let Some(socket) = &self.0 else { return false };
+        // Hang-ups and errors are reported whether asked for or not.
+        let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+    }
+
+    /// Hands something the client sent to who reads it; `None` when the client hung up and it was not taken for a while
+    /// after that.
+    pub(super) async fn hand<T>(&self, handing: impl Future<Output = T>) -> Option<T> {
+        let hung_up = async {
+            while !self.hung_up() {
+                tokio::time::sleep(LOOK).await;
+            }
+            tokio::time::sleep(LINGER).await;
+        };
+        tokio::select! {
+            biased;
+            handed = handing => Some(handed),
+            () = hung_up => None,
         }
     }
 }

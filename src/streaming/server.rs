@@ -12,12 +12,15 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client::Client;
+use super::link::Peer;
+use super::spdy::Stuck;
 use super::upgrade::{self, Transport, Upgrade};
 use super::{Call, Shared, attach, exec, forward, spdy, websocket};
 
@@ -77,10 +80,31 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         // Found out within minutes that the client's machine is gone, though nobody has anything to say.
         let _ = keep_alive(&stream);
-        let (stop, permit) = (self.stop.clone(), Arc::new(permit));
+        let (stop, peer) = (self.stop.clone(), Peer::of(&stream));
+        let shared = Arc::clone(&self.shared);
+        let serving = async {
+            match &shared.tls {
+                None => self.serve_http(stream, peer, permit).await,
+                Some(tls) => match tls.accept(stream).await {
+                    Ok(stream) => self.serve_http(stream, peer, permit).await,
+                    Err(error) => tracing::debug!(%error, "a TLS handshake"),
+                },
+            }
+        };
+        tokio::select! {
+            () = serving => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn serve_http<S>(self, stream: S, peer: Peer, permit: OwnedSemaphorePermit)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let permit = Arc::new(permit);
         let service = service_fn(move |request| {
-            let (connection, permit) = (self.clone(), Arc::clone(&permit));
-            async move { Ok::<_, Infallible>(connection.answer(request, permit)) }
+            let (connection, permit, peer) = (self.clone(), Arc::clone(&permit), peer.clone());
+            async move { Ok::<_, Infallible>(connection.answer(request, permit, peer)) }
         });
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -88,17 +112,12 @@ impl Connection {
             .max_buf_size(HEAD_MAX)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
-        tokio::select! {
-            result = serving => {
-                if let Err(error) = result {
-                    tracing::debug!(%error, "a streaming request");
-                }
-            }
-            () = stop.cancelled() => {}
+        if let Err(error) = serving.await {
+            tracing::debug!(%error, "a streaming request");
         }
     }
 
-    fn answer(self, mut request: Request<Incoming>, permit: Arc<OwnedSemaphorePermit>) -> Answer {
+    fn answer(self, mut request: Request<Incoming>, permit: Arc<OwnedSemaphorePermit>, peer: Peer) -> Answer {
         if !matches!(*request.method(), Method::GET | Method::POST) {
             return refuse(StatusCode::METHOD_NOT_ALLOWED, "GET or POST", HeaderMap::new());
         }
@@ -126,7 +145,7 @@ impl Connection {
         tracker.spawn(async move {
             let _permit = permit;
             match upgrading.await {
-                Ok(upgraded) => session(&shared, call, transport, TokioIo::new(upgraded), &stop).await,
+                Ok(upgraded) => session(&shared, call, transport, TokioIo::new(upgraded), peer, &stop).await,
                 Err(error) => tracing::debug!(%error, "upgrading a streaming connection"),
             }
         });
@@ -166,16 +185,23 @@ fn refuse(status: StatusCode, message: &str, headers: HeaderMap) -> Answer {
 type Io = TokioIo<hyper::upgrade::Upgraded>;
 
 /// A session from its upgrade to its end.
-async fn session(shared: &Shared, call: Call, transport: Transport, io: Io, stop: &CancellationToken) {
+async fn session(
+    shared: &Shared,
+    call: Call,
+    transport: Transport,
+    io: Io,
+    peer: Peer,
+    stop: &CancellationToken,
+) {
     match call {
         Call::Exec(exec) => {
-            let Some(mut client) = client(io, transport, exec.wants).await else { return };
+            let Some(mut client) = client(io, peer, transport, exec.wants).await else { return };
             let _watch = watch(shared, &client.link, stop);
             let outcome = exec::run(&shared.pods, exec, &mut client).await;
             client.finish(&outcome).await;
         }
         Call::Attach(attach) => {
-            let Some(mut client) = client(io, transport, attach.wants).await else { return };
+            let Some(mut client) = client(io, peer, transport, attach.wants).await else { return };
             let _watch = watch(shared, &client.link, stop);
             let outcome = attach::run(&shared.pods, attach, &mut client).await;
             client.finish(&outcome).await;
@@ -185,9 +211,9 @@ async fn session(shared: &Shared, call: Call, transport: Transport, io: Io, stop
             let (link, streams) = if transport == Transport::Tunnel {
                 let websocket::Tunnel { io, task } = websocket::tunnel(io).await;
                 tunnel = Some(task);
-                spdy::serve(io)
+                spdy::serve(io, peer, Stuck::IsReset)
             } else {
-                spdy::serve(io)
+                spdy::serve(io, peer, Stuck::IsReset)
             };
             let _watch = watch(shared, &link, stop);
             forward::run(target, &link, streams).await;
@@ -197,10 +223,12 @@ async fn session(shared: &Shared, call: Call, transport: Transport, io: Io, stop
     }
 }
 
-async fn client(io: Io, transport: Transport, wants: super::Wants) -> Option<Client> {
+async fn client(io: Io, peer: Peer, transport: Transport, wants: super::Wants) -> Option<Client> {
     match transport {
-        Transport::Channels { version, codec } => Some(Client::websocket(io, version, codec, wants).await),
-        Transport::Spdy { version } => match Client::spdy(io, version, wants).await {
+        Transport::Channels { version, codec } => {
+            Some(Client::websocket(io, peer, version, codec, wants).await)
+        }
+        Transport::Spdy { version } => match Client::spdy(io, peer, version, wants).await {
             Ok(client) => Some(client),
             Err(error) => {
                 tracing::debug!(%error, "a streaming session did not begin");

@@ -16,11 +16,20 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::link::{Activity, Link, OUTBOUND_MAX, Output};
+use super::link::{Activity, Link, OUTBOUND_MAX, Output, Peer};
 pub(super) use headers::Headers;
 
 /// Streams of one connection at once: two for each connection that is forwarded.
-pub(super) const STREAMS_MAX: usize = 4096;
+pub(super) const STREAMS_MAX: usize = 2048;
+
+/// What happens when nobody takes the data of one stream: there is no way to tell the client to hold back only that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stuck {
+    /// The connection waits: its streams are those of one command.
+    Waits,
+    /// The stream is reset after a while when there are others, of other connections.
+    IsReset,
+}
 
 /// The client broke the protocol.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +47,11 @@ pub(super) struct Stream {
 }
 
 /// Serves a connection: its streams come out of the receiver.
-pub(super) fn serve(io: impl AsyncRead + AsyncWrite + Send + 'static) -> (Link, mpsc::Receiver<Stream>) {
+pub(super) fn serve(
+    io: impl AsyncRead + AsyncWrite + Send + 'static,
+    peer: Peer,
+    stuck: Stuck,
+) -> (Link, mpsc::Receiver<Stream>) {
     let (input, output) = tokio::io::split(io);
     let (frames, queue) = mpsc::channel(OUTBOUND_MAX);
     let (accepted, streams) = mpsc::channel(16);
@@ -52,6 +65,8 @@ pub(super) fn serve(io: impl AsyncRead + AsyncWrite + Send + 'static) -> (Link, 
             frames: frames.downgrade(),
             activity: activity.clone(),
             gone: gone.clone(),
+            peer,
+            stuck,
         },
     );
     let link = Link {

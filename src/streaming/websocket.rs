@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::link::{Activity, CHUNK, Frame, INBOUND_MAX, Link, OUTBOUND_MAX};
+use super::link::{Activity, CHUNK, Frame, INBOUND_MAX, Link, OUTBOUND_MAX, Peer};
 
 /// Longest message of a client.
 const MESSAGE_MAX: usize = 4 << 20;
@@ -52,7 +52,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(io: S) -> WebSocketStream<S> 
 }
 
 /// Serves a connection of numbered channels.
-pub(super) async fn serve<S>(io: S, codec: Codec, inputs: Inputs) -> Link
+pub(super) async fn serve<S>(io: S, peer: Peer, codec: Codec, inputs: Inputs) -> Link
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -63,7 +63,7 @@ where
     let reader = {
         let (gone, activity) = (gone.clone(), activity.clone());
         async move {
-            if let Err(error) = read(stream, codec, inputs, &activity).await {
+            if let Err(error) = read(stream, &peer, codec, inputs, &activity).await {
                 tracing::debug!(%error, "a WebSocket connection ends");
             }
             gone.cancel();
@@ -84,6 +84,8 @@ enum Error {
     WebSocket(#[from] Box<tungstenite::Error>),
     #[error("malformed message: {0}")]
     Malformed(&'static str),
+    #[error("the client hung up, and nobody takes what it sent")]
+    HungUp,
 }
 
 impl From<tungstenite::Error> for Error {
@@ -94,6 +96,7 @@ impl From<tungstenite::Error> for Error {
 
 async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: SplitStream<WebSocketStream<S>>,
+    peer: &Peer,
     codec: Codec,
     mut inputs: Inputs,
     activity: &Activity,
@@ -116,7 +119,7 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(
         if let Some(input) = inputs.get_mut(usize::from(channel))
             && let Some(sender) = input
             && !data.is_empty()
-            && sender.send(data).await.is_err()
+            && peer.hand(sender.send(data)).await.ok_or(Error::HungUp)?.is_err()
         {
             *input = None;
         }
@@ -257,7 +260,7 @@ mod tests {
     async fn session(codec: Codec) -> (WebSocketStream<DuplexStream>, mpsc::Receiver<Bytes>, Link) {
         let (client, server) = tokio::io::duplex(1 << 16);
         let (sender, stdin) = input();
-        let link = serve(server, codec, vec![Some(sender), None]).await;
+        let link = serve(server, Peer::default(), codec, vec![Some(sender), None]).await;
         (WebSocketStream::from_raw_socket(client, Role::Client, None).await, stdin, link)
     }
 

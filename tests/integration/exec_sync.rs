@@ -19,6 +19,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         large_output,
         many_at_once,
         children_do_not_hold_it,
+        children_live_on,
+        a_time_out_kills_all,
+        the_daemon_crashes_midway,
         needs_a_running_container,
         unknown_command,
     ]
@@ -90,6 +93,99 @@ async fn children_do_not_hold_it(world: &mut World) {
     let answer = world.exec_sync(&id, &["sh", "-c", "echo first; sleep 60 & exit 4"], 30).await.unwrap();
     assert_eq!((answer.exit_code, answer.stdout.as_slice()), (4, b"first\n".as_slice()));
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+}
+
+/// What a command left in the background is the container's from then on, however many commands follow.
+async fn children_live_on(world: &mut World) {
+    let (_, id) = world.pod_with_sleeper("orphan").await;
+    for number in 0..3 {
+        let line = format!("sleep {} >/dev/null 2>&1 & echo started", 7000 + number);
+        assert_eq!(world.sh(&id, &line).await, "started");
+        assert_eq!(world.sh(&id, "echo another").await, "another");
+    }
+    for number in 0..3 {
+        let line = format!("ps -o args | grep -c '^sleep {}'", 7000 + number);
+        assert_eq!(world.sh(&id, &line).await, "1");
+    }
+    // Nor is a cgroup left for each.
+    if world.is_berth() {
+        let names = exec_cgroups(world);
+        let deadline = crate::support::within(5);
+        while !exec_cgroups(world).is_empty() {
+            assert!(Instant::now() < deadline, "{names:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Directories of execs in the world's cgroups.
+fn exec_cgroups(world: &World) -> Vec<String> {
+    fn walk(directory: &std::path::Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.starts_with("berth-exec-") {
+                    found.push(name);
+                }
+                walk(&entry.path(), found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for hierarchy in crate::support::leaks::hierarchies() {
+        walk(&hierarchy.join(world.cgroup.trim_start_matches('/')), &mut found);
+    }
+    found
+}
+
+async fn a_time_out_kills_all(world: &mut World) {
+    let (_, id) = world.pod_with_sleeper("all").await;
+    let line = "sleep 7100 & setsid sleep 7101 & (sleep 7102 &) ; trap '' TERM HUP; sleep 7103";
+    assert_code(world.exec_sync(&id, &["sh", "-c", line], 1).await, Code::DeadlineExceeded);
+    let deadline = crate::support::within(5);
+    while world.sh(&id, "ps -o args | grep -c '^[s]leep 71' || true").await != "0" {
+        assert!(Instant::now() < deadline, "something that the exec started still runs");
+    }
+}
+
+/// Whoever asked for a command is gone with the daemon: the next one ends it.
+async fn the_daemon_crashes_midway(world: &mut World) {
+    if !world.is_berth() {
+        return;
+    }
+    let (_, id) = world.pod_with_sleeper("crash").await;
+    for round in 0..3 {
+        let runtime = world.runtime();
+        let calls: Vec<_> = (0..4)
+            .map(|number| {
+                let request = k8s_cri::v1::ExecSyncRequest {
+                    container_id: id.clone(),
+                    cmd: ["sh", "-c", &format!("sleep 72{number}0 & sleep 72{number}1")]
+                        .map(str::to_owned)
+                        .to_vec(),
+                    timeout: 0,
+                };
+                let mut runtime = runtime.clone();
+                tokio::spawn(async move { runtime.exec_sync(request).await })
+            })
+            .collect();
+        let deadline = crate::support::within(10);
+        while world.sh(&id, "ps -o args | grep -c '^[s]leep 72' || true").await != "8" {
+            assert!(Instant::now() < deadline, "round {round}: they do not start");
+        }
+        world.crash_and_restart().await;
+        for call in calls {
+            call.await.unwrap().unwrap_err();
+        }
+        let deadline = crate::support::within(5);
+        while world.sh(&id, "ps -o args | grep -c '^[s]leep 72' || true").await != "0" {
+            assert!(Instant::now() < deadline, "round {round}: they still run");
+        }
+        while !exec_cgroups(world).is_empty() {
+            assert!(Instant::now() < deadline, "{:?}", exec_cgroups(world));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
 }
 
 async fn needs_a_running_container(world: &mut World) {

@@ -16,7 +16,9 @@ mod client_interactive;
 mod containerd;
 mod containers;
 mod daemon;
+mod events;
 mod exec_sync;
+mod fuzz;
 mod idempotence;
 mod images;
 mod logs;
@@ -33,15 +35,19 @@ mod restart;
 mod runtimes;
 mod security;
 mod shims;
+mod soak;
 mod stats;
+mod streaming_attach;
+mod streaming_bad_input;
+mod streaming_exec;
+mod streaming_forward;
+mod streaming_peers;
+mod streaming_tls;
 mod userns;
 
 use libtest_mimic::{Arguments, Trial};
 use support::World;
 use support::runtime::Options;
-
-/// No test takes longer: seconds.
-const LIMIT: u64 = 180;
 
 fn main() {
     if support::plugin::launched() {
@@ -58,7 +64,9 @@ fn main() {
             containerd::trials(),
             containers::trials(),
             daemon::trials(),
+            events::trials(),
             exec_sync::trials(),
+            fuzz::trials(),
             idempotence::trials(),
             images::trials(),
             logs::trials(),
@@ -75,7 +83,14 @@ fn main() {
             runtimes::trials(),
             security::trials(),
             shims::trials(),
+            soak::trials(),
             stats::trials(),
+            streaming_attach::trials(),
+            streaming_bad_input::trials(),
+            streaming_exec::trials(),
+            streaming_forward::trials(),
+            streaming_peers::trials(),
+            streaming_tls::trials(),
             userns::trials(),
         ]
         .into_iter()
@@ -105,7 +120,9 @@ where
                 test.call(&mut world).await;
                 world.finish().await;
             };
-            tokio::time::timeout(support::patience(LIMIT), work).await.expect("the test takes too long");
+            tokio::time::timeout(support::patience(options.limit), work)
+                .await
+                .expect("the test takes too long");
         });
         Ok(())
     })

@@ -37,6 +37,15 @@ pub(crate) fn pss(pid: u32) -> usize {
         .unwrap_or(0)
 }
 
+/// Anonymous memory of one process, KiB: its own, however many others share its program's pages.
+pub(crate) fn anonymous(pid: u32) -> usize {
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
+        .unwrap_or(0)
+}
+
 /// All process ids of this PID namespace.
 pub(crate) fn processes() -> Vec<u32> {
     std::fs::read_dir("/proc")

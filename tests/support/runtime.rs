@@ -41,6 +41,12 @@ pub(crate) struct Options {
     pub(crate) runtimes: String,
     /// The same for `[nri]`.
     pub(crate) nri: String,
+    /// The same for `[streaming]`.
+    pub(crate) streaming: String,
+    /// Seconds that the test may take.
+    pub(crate) limit: u64,
+    /// Runs before the daemon starts: files that its configuration names.
+    pub(crate) prepare: Option<fn()>,
     /// Environment variables of the daemon.
     pub(crate) environment: Vec<(String, String)>,
 }
@@ -52,6 +58,9 @@ impl Default for Options {
             images: String::new(),
             runtimes: String::new(),
             nri: String::new(),
+            streaming: String::new(),
+            limit: 180,
+            prepare: None,
             environment: Vec::new(),
         }
     }
@@ -99,6 +108,7 @@ impl Daemon {
             environment: options.environment.clone(),
             process: None,
         };
+        options.prepare.into_iter().for_each(|prepare| prepare());
         let certs = daemon.certs.join(registry);
         std::fs::create_dir_all(&certs).unwrap();
         std::fs::write(certs.join("hosts.toml"), format!("server = \"http://{registry}\"\n")).unwrap();
@@ -129,6 +139,9 @@ root = "{cgroup}"
 [images]
 config_path = ["{certs}"]
 {images}
+
+[streaming]
+{streaming}
 
 [network]
 mode = "builtin"
@@ -167,6 +180,7 @@ path = "{crun}"
             runtimes = options.runtimes,
             nri = options.nri,
             run = run.display(),
+            streaming = options.streaming,
         )
     }
 

@@ -19,6 +19,7 @@ pub(crate) mod registry;
 pub(crate) mod runtime;
 pub(crate) mod sandbox;
 pub(crate) mod spec;
+pub(crate) mod streaming;
 pub(crate) mod sys;
 pub(crate) mod world;
 

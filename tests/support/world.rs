@@ -169,6 +169,16 @@ impl World {
         RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(16 << 20)
     }
 
+    /// A client with a connection of its own: what it does not read holds up nobody else's calls.
+    pub(crate) fn own_runtime(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(channel(&self.daemon)).max_decoding_message_size(16 << 20)
+    }
+
+    /// For calls by hand.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// The client of the ImageService.
     pub(crate) fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(16 << 20)

@@ -1,6 +1,6 @@
 //! The services: one function a call. Errors carry the codes of `status::Code`.
 //!
-//! `berth.shim.v1.Shim` has the methods `ReopenLog`, `Attach` and `AttachInput`; their requests and answers are
+//! `berth.shim.v1.Shim` has the methods `ReopenLog`, `EndExecs`, `Attach` and `AttachInput`; their requests and answers are
 //! `google.protobuf.Empty` (no bytes). After the answer to the latter two the connection is no ttrpc any more (see `audience`).
 
 use std::time::Duration;
@@ -116,6 +116,7 @@ impl Shim {
             }
             "berth.shim.v1.Shim" => match request.method.as_str() {
                 "ReopenLog" => self.reopen_log(reply),
+                "EndExecs" => self.end_execs(reply),
                 "Attach" => self.attach(reply, false),
                 "AttachInput" => self.attach(reply, true),
                 method => Err(Failure::new(Code::Unimplemented, format!("no method {method}"))),
@@ -518,6 +519,27 @@ impl Shim {
     /// Ends the shim, unless it still holds a container.
     fn shut_down(&mut self, reply: Reply) -> Outcome {
         self.shutdown = self.container.is_none() && self.jobs.is_empty();
+        self.answer(reply, &api::Empty::default());
+        Ok(())
+    }
+
+    /// Ends every exec with all it started, and forgets them: whoever asked for them is gone.
+    fn end_execs(&mut self, reply: Reply) -> Outcome {
+        let names: Vec<String> = self.execs.keys().cloned().collect();
+        for exec_id in names {
+            if let Some(directory) = exec::own_directory(&self.cgroups, &exec_id) {
+                cgroup::signal_all(&directory, libc::SIGKILL, KILL_WAIT);
+            }
+            let Some(process) = self.execs.get_mut(&exec_id) else { continue };
+            if matches!(process.phase, Phase::Starting | Phase::Running) {
+                process.forsaken = true;
+                if process.pid > 0 {
+                    let _ = sys::kill(process.pid, libc::SIGKILL);
+                }
+            } else {
+                self.forget_exec(&exec_id);
+            }
+        }
         self.answer(reply, &api::Empty::default());
         Ok(())
     }

@@ -60,6 +60,8 @@ pub(super) struct Process {
     pub(super) spec: Vec<u8>,
     /// Wait calls to answer.
     pub(super) waiters: Vec<Reply>,
+    /// Nobody will ask for its end: it is forgotten then.
+    pub(super) forsaken: bool,
 }
 
 impl Process {
@@ -75,6 +77,7 @@ impl Process {
             stdin_holder: None,
             spec: Vec::new(),
             waiters: Vec::new(),
+            forsaken: false,
         }
     }
 
@@ -123,8 +126,12 @@ impl Shim {
         process.phase = Phase::Stopped(exit);
         process.stdin_holder = None;
         process.master = None;
+        let forsaken = process.forsaken;
         for waiter in std::mem::take(&mut process.waiters) {
             self.answer_wait(waiter, exit);
+        }
+        if forsaken {
+            self.forget_exec(exec_id);
         }
     }
 }

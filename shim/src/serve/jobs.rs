@@ -147,6 +147,9 @@ impl Shim {
                     Ok(()) => {
                         process.pid = pid;
                         process.phase = Phase::Running;
+                        if process.forsaken {
+                            let _ = sys::kill(pid, libc::SIGKILL);
+                        }
                         self.connect_terminal(&exec_id, master, terminal, stdin);
                         self.tell_exec_started(&exec_id, pid);
                         self.answer(reply, &api::StartResponse { pid: unsigned(pid), ..Default::default() });
@@ -282,13 +285,17 @@ impl Shim {
         }
     }
 
-    /// Removes an exec and what it holds.
+    /// Removes an exec and what it holds. Whom it left in the background lives on as a process of the container: who wants
+    /// all of it to end kills all of it before.
     pub(super) fn forget_exec(&mut self, exec_id: &str) -> Option<Process> {
         let process = self.execs.remove(exec_id)?;
         self.forget_unread(exec_id);
         self.end_streams(exec_id);
-        if let Some(directory) = exec::own_directory(&self.cgroups, exec_id) {
-            cgroup::signal_all(&directory, libc::SIGKILL, std::time::Duration::from_millis(20));
+        let container = cgroup::for_killing(&self.cgroups);
+        if let (Some(directory), Some(container)) = (exec::own_directory(&self.cgroups, exec_id), container) {
+            if !cgroup::move_all(&directory, container) {
+                cgroup::signal_all(&directory, libc::SIGKILL, std::time::Duration::from_millis(20));
+            }
             let deadline = std::time::Instant::now() + std::time::Duration::from_millis(50);
             if let Err(error) = cgroup::remove(&directory, deadline) {
                 eprintln!("removing {}: {error}", directory.display());

@@ -21,6 +21,8 @@ pub(crate) struct Streams {
     pub(crate) stderr: bool,
     /// Whether it gets a terminal.
     pub(crate) tty: bool,
+    /// The terminal's columns and rows, when known from the start.
+    pub(crate) size: Option<(u32, u32)>,
 }
 
 /// A running command. When dropped, all it started is killed.
@@ -86,7 +88,7 @@ pub(crate) async fn exec_start(
     command: Vec<String>,
     streams: Streams,
 ) -> Result<Interactive, Error> {
-    let process = process(container, command, streams.tty)?;
+    let process = process(container, command, streams.tty, streams.size)?;
     let (mut stdio, mut handed) = (ExecStdio { terminal: streams.tty, ..Default::default() }, Vec::new());
     let stdin = if streams.stdin {
         let (reader, writer) = input_pipe()?;

@@ -39,6 +39,7 @@ pub(super) mod kind {
 /// Why a stream is reset.
 pub(super) mod reset {
     pub(in super::super) const REFUSED_STREAM: u32 = 3;
+    pub(in super::super) const FLOW_CONTROL_ERROR: u32 = 7;
 }
 
 impl Head {

@@ -7,18 +7,23 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, HEAD, Head, kind, reset};
 use super::headers::Expander;
-use super::{Malformed, STREAMS_MAX, Stream};
-use crate::streaming::link::{Activity, CHUNK, Frame, INBOUND_MAX, Output};
+use super::{Malformed, STREAMS_MAX, Stream, Stuck};
+use crate::streaming::link::{Activity, CHUNK, Frame, INBOUND_MAX, Output, Peer};
 
 /// Longest control frame: a SYN_STREAM's compressed headers.
 const CONTROL_MAX: usize = 64 << 10;
 /// A frame that was begun has to go on within this time.
-const MID_FRAME: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(60) };
+const MID_FRAME: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(30) };
+
+/// Bytes of one stream that may wait for who reads them.
+const ROOM: usize = 256 << 10;
+/// How long streams wait for another one whose data nobody takes.
+const STUCK: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(10) };
 
 /// What the reader reports to.
 #[derive(Debug)]
@@ -27,6 +32,8 @@ pub(super) struct Ends {
     pub(super) frames: mpsc::WeakSender<Frame>,
     pub(super) activity: Activity,
     pub(super) gone: CancellationToken,
+    pub(super) peer: Peer,
+    pub(super) stuck: Stuck,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -39,14 +46,17 @@ enum End {
     Stopped,
     #[error("the session is over")]
     Over,
+    #[error("the client hung up, and nobody takes what it sent")]
+    HungUp,
 }
 
 /// The client's direction of a stream.
 #[derive(Debug)]
 struct Half {
     input: mpsc::Sender<bytes::Bytes>,
+    room: Arc<Semaphore>,
     reset: CancellationToken,
-    _permit: Arc<tokio::sync::OwnedSemaphorePermit>,
+    _permit: Arc<OwnedSemaphorePermit>,
 }
 
 struct Reader<R> {
@@ -131,13 +141,43 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             }
             length -= count;
             self.ends.activity.touch();
-            if let Some(half) = self.streams.get(&stream)
-                && half.input.send(piece.freeze()).await.is_err()
-            {
-                self.streams.remove(&stream);
-            }
+            self.hand(stream, piece).await?;
         }
         Ok(())
+    }
+
+    /// Hands a piece to who reads the stream. Waits for room; how long depends on who else waits.
+    async fn hand(&mut self, stream: u32, piece: BytesMut) -> Result<(), End> {
+        let Some(half) = self.streams.get(&stream) else { return Ok(()) };
+        let handing = async {
+            let places = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+            let room = Arc::clone(&half.room).acquire_many_owned(places).await.ok()?;
+            half.input.send(bytes::Bytes::from_owner(Waiting { piece, _room: room })).await.ok()
+        };
+        let handing = self.ends.peer.hand(handing);
+        let alone = self.ends.stuck == Stuck::Waits || self.streams.len() == 1;
+        let limit = if alone { Duration::MAX } else { STUCK };
+        match tokio::time::timeout(limit, handing).await {
+            Ok(Some(Some(()))) => Ok(()),
+            // Its reader has gone: what follows is dropped.
+            Ok(Some(None)) => {
+                self.streams.remove(&stream);
+                Ok(())
+            }
+            Ok(None) => Err(End::HungUp),
+            Err(_) => {
+                tracing::info!(
+                    stream,
+                    "nobody takes what is sent to a forwarded port: the connection is given up"
+                );
+                if let Some(half) = self.streams.remove(&stream) {
+                    half.reset.cancel();
+                }
+                let frames = self.ends.frames.upgrade().ok_or(End::Over)?;
+                let reset = Frame::Reset { channel: stream, reason: reset::FLOW_CONTROL_ERROR };
+                frames.send(reset).await.map_err(|_| End::Over)
+            }
+        }
     }
 
     async fn control(&mut self, kind: u16, flags: u8, payload: &[u8]) -> Result<(), End> {
@@ -182,16 +222,30 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             return send(Frame::Reset { channel: id, reason: reset::REFUSED_STREAM }).await;
         };
         let permit = Arc::new(permit);
-        let (sender, input) = mpsc::channel(INBOUND_MAX);
+        // Small pieces have a bound in number, large ones in bytes.
+        let (sender, input) = mpsc::channel(8 * INBOUND_MAX);
+        let room = Arc::new(Semaphore::new(ROOM));
         let token = CancellationToken::new();
         send(Frame::Reply { channel: id }).await?;
         let output = Output::new(id, frames.clone(), token.clone(), Some(Arc::clone(&permit)));
         if flags & frame::FIN == 0 {
-            self.streams.insert(id, Half { input: sender, reset: token, _permit: permit });
+            self.streams.insert(id, Half { input: sender, room, reset: token, _permit: permit });
         }
         // When the session takes no streams any more, the dropped stream resets itself.
         let _ = self.ends.accepted.send(Stream { id, headers, input, output }).await;
         Ok(())
+    }
+}
+
+/// A piece on its way to its reader. The room it takes is free again when the last of it is dropped.
+struct Waiting {
+    piece: BytesMut,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Waiting {
+    fn as_ref(&self) -> &[u8] {
+        &self.piece
     }
 }
 

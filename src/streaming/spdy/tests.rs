@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use super::frame::{self, kind};
 use super::headers::tests::{Packer, raw};
 use super::*;
+use crate::streaming::link;
 
 struct Peer {
     io: DuplexStream,
@@ -27,7 +28,7 @@ enum Got {
 impl Peer {
     fn new() -> Self {
         let (io, theirs) = tokio::io::duplex(1 << 20);
-        let (link, streams) = serve(theirs);
+        let (link, streams) = serve(theirs, link::Peer::default(), Stuck::IsReset);
         Self { io, packer: Packer::new(), link, streams }
     }
 
@@ -193,4 +194,46 @@ async fn random_bytes_do_no_harm() {
         let _ = peer.io.shutdown().await;
         tokio::time::timeout(Duration::from_secs(5), peer.link.gone.cancelled()).await.unwrap();
     }
+}
+
+/// There is no telling the client to hold back one stream: one that nobody reads is given up for the sake of others.
+#[tokio::test]
+async fn a_stuck_stream_is_reset_when_there_are_others() {
+    let mut peer = Peer::new();
+    peer.open(1, "data").await;
+    peer.open(3, "data").await;
+    let stuck = peer.streams.recv().await.unwrap();
+    let mut other = peer.streams.recv().await.unwrap();
+    for _ in 0..12 {
+        peer.data(1, false, &[0; 32 << 10]).await;
+    }
+    peer.data(3, false, b"after").await;
+    assert_eq!(other.input.recv().await.unwrap(), "after");
+    assert!(stuck.output.reset.is_cancelled());
+    assert!(!peer.link.gone.is_cancelled());
+    loop {
+        match peer.got().await {
+            Got::Control(kind::RST_STREAM, payload) => break assert_eq!(payload, [0, 0, 0, 1, 0, 0, 0, 7]),
+            Got::Control(kind::SYN_REPLY, _) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A lone stream waits: its reader may be slow.
+#[tokio::test]
+async fn a_lone_stream_waits_for_its_reader() {
+    let mut peer = Peer::new();
+    peer.open(1, "data").await;
+    let mut slow = peer.streams.recv().await.unwrap();
+    for _ in 0..12 {
+        peer.data(1, false, &[0; 32 << 10]).await;
+    }
+    peer.data(1, true, b"end").await;
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    let mut length = 0;
+    while let Some(data) = slow.input.recv().await {
+        length += data.len();
+    }
+    assert_eq!(length, 12 * (32 << 10) + 3);
 }
