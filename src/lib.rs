@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod cgroup;
+pub mod cni;
 pub mod config;
 pub mod container;
 pub mod cri;

@@ -33,6 +33,7 @@ mod task;
 pub use error::Error;
 pub use event::{EventKind, PodEvent};
 pub use namespaces::Error as NamespaceError;
+pub use network::parse_mac;
 pub use pods::{Options, Pods};
 pub use recover::Recovered;
 pub use snapshot::PodSnapshot;

@@ -198,6 +198,7 @@ impl Reader<'_> {
         }
         let cni_conf_dir = self.path("network.cni_conf_dir");
         let cni_bin_dirs = self.paths("network.cni_bin_dirs");
+        let cni_timeout = self.duration("network.cni_timeout", SECOND..=SECOND * 600);
         let bridge = self.bridge();
         let etcd = self.choice("network.store", &[("embedded", false), ("etcd", true)]);
         let store = if etcd? {
@@ -211,6 +212,7 @@ impl Reader<'_> {
             table,
             cni_conf_dir: cni_conf_dir?,
             cni_bin_dirs,
+            cni_timeout: cni_timeout?,
             bridge: bridge?,
             store,
         })

@@ -29,10 +29,11 @@ pub(super) async fn bring_up(
     handler: Arc<Handler>,
 ) -> Result<Sandbox, Error> {
     let plan = plan(&config)?;
+    let networks = network::plan(shared, &config)?;
     // A container is likely to follow at once.
     crate::cgroup::prime(shared.tools.host.cgroup);
     shared.records.put(&record.id, &record).await?;
-    let made = make(shared, &mut record, &config, plan).await;
+    let made = make(shared, &mut record, &config, plan, networks).await;
     let made = match made {
         Ok(()) => {
             record.phase = PodPhase::PodReady.into();
@@ -55,6 +56,7 @@ async fn make(
     record: &mut PodRecord,
     config: &Arc<PodSandboxConfig>,
     plan: Plan,
+    networks: Option<network::Plan>,
 ) -> Result<(), Error> {
     let directory = Directory::new(&shared.tools.state, &record.id);
     let namespaces = Namespaces::new(directory.namespaces());
@@ -67,15 +69,12 @@ async fn make(
                 .map_err(|_| Error::ShuttingDown)?
         }
     };
-    let own_network = plan.network;
     let (files, made) = tokio::join!(files, namespaces.make(plan));
     files?;
     made?;
     let mut addresses: Vec<IpAddr> = Vec::new();
-    if own_network && let Some(netns) = namespaces.network() {
-        let ports = &config.port_mappings;
-        addresses =
-            network::attach(&shared.networks, &record.id, &netns, &shared.default_network, ports).await?;
+    if let (Some(networks), Some(netns)) = (networks, namespaces.network()) {
+        addresses = network::attach(shared, config, &record.id, &netns, networks).await?;
     }
     record.addresses = addresses.iter().map(ToString::to_string).collect();
     let named = {
@@ -93,7 +92,7 @@ async fn make(
 /// Does all it can; returns what it could not. What is gone already is fine.
 pub(super) async fn stop(shared: &Arc<Shared>, record: &PodRecord) -> Vec<Error> {
     let mut errors = Vec::new();
-    errors.extend(network::detach(&shared.networks, &record.id).await.err().into_iter().flatten());
+    errors.extend(network::detach(shared, &record.id).await);
     let directory = Directory::new(&shared.tools.state, &record.id);
     let init_pid = record.init_pid;
     let removed = tokio::task::spawn_blocking(move || {

@@ -6,6 +6,7 @@
 //! Stopping is no such job: it only sends signals, and several may wait for the same end.
 
 mod containers;
+mod network;
 mod sandbox;
 mod update;
 
@@ -73,6 +74,11 @@ enum Done {
         id: String,
         resources: Box<LinuxContainerResources>,
         result: Result<(), container::Error>,
+        reply: Reply<()>,
+    },
+    /// The pod joined a network or left one, or could not.
+    Networked {
+        result: Result<(), Error>,
         reply: Reply<()>,
     },
     /// Nothing to do.
@@ -192,6 +198,8 @@ impl Task {
             Request::Stop { id, grace, reply } => self.stop(id, grace, reply),
             Request::Remove { id, reply } => self.remove(id, reply),
             Request::Update { id, resources, reply } => self.update(id, resources, reply),
+            Request::Connect { network, options, reply } => self.connect(network, *options, reply),
+            Request::Disconnect { network, reply } => self.disconnect(network, reply),
             Request::UpdatePod { overhead, resources, reply } => self.update_pod(overhead, resources, reply),
         }
     }
@@ -210,6 +218,7 @@ impl Task {
             Done::PodStopped { errors } => self.pod_stopped(errors),
             Done::PodRemoved { errors } => self.pod_removed(errors),
             Done::Updated { id, resources, result, reply } => self.updated(&id, &resources, result, reply),
+            Done::Networked { result, reply } => self.networked(result, reply),
             Done::Recorded => {}
         }
     }

@@ -7,6 +7,7 @@ use berth_cni::{BridgeOptions, Controller};
 
 use super::Error;
 use crate::cgroup;
+use crate::cni::{self, Cni};
 use crate::config::{CgroupDriver, Config, Loaded, NetworkMode, NetworkStore, Runtime};
 use crate::container::spec::{self, HandlerOptions};
 use crate::cri::{Facts, Handler};
@@ -21,6 +22,7 @@ use crate::streaming::{self, Streaming};
 #[derive(Clone, Debug)]
 pub(crate) struct Rooms {
     pub(crate) pods: Pods,
+    pub(crate) networks: Controller,
     pub(crate) images: Images,
     pub(crate) facts: Arc<Facts>,
     pub(crate) stats: Stats,
@@ -34,29 +36,29 @@ pub(crate) async fn open(loaded: &Loaded) -> Result<Rooms, Error> {
     let images = Images::open(image_options(config)).map_err(Error::Images)?;
     let networks = Controller::open(network_options(config)).map_err(Error::Network)?;
     let driver = cgroup_driver(config.cgroup.driver);
-    let options = pod_options(config, driver)?;
+    let cni = Cni::open(cni_options(config)).map_err(Error::Cni)?;
+    let options = pod_options(config, driver, cni.clone())?;
     let (naming, mode) = (options.naming.clone(), options.host.cgroup);
     let pods = Pods::open(options, images.clone(), networks.clone()).map_err(Error::Pods)?;
-    recovery::run(&pods, &networks, &images).await.map_err(Error::Pods)?;
+    recovery::run(&pods, &networks, &cni, &images).await.map_err(Error::Pods)?;
     let stats = Stats::new(stats::Options {
         pods: pods.clone(),
-        networks,
+        networks: networks.clone(),
         naming,
         mode,
         filesystem: images.fs_info().mountpoint,
     });
     tokio::spawn(stats.clone().sample());
     let streaming = Streaming::open(&streaming_options(config), pods.clone()).map_err(Error::Streaming)?;
-    Ok(Rooms { pods, images, facts: Arc::new(facts(loaded, driver)), stats, streaming })
+    tokio::spawn(recovery::watch(pods.clone(), networks.clone()));
+    tokio::spawn(cni.watch());
+    Ok(Rooms { pods, networks, images, facts: Arc::new(facts(loaded, driver)), stats, streaming })
 }
 
 /// What may be configured, but is not built: said at once, not half done.
 fn refuse_unbuilt(config: &Config) -> Result<(), Error> {
     if let NetworkStore::Etcd { .. } = config.network.store {
         return Err(Error::Unbuilt("network.store = \"etcd\""));
-    }
-    if config.network.mode == NetworkMode::Cni {
-        return Err(Error::Unbuilt("network.mode = \"cni\""));
     }
     if config.runtimes.values().any(|runtime| matches!(runtime, Runtime::Shim { .. })) {
         return Err(Error::Unbuilt("runtimes.NAME.type = \"shim\""));
@@ -107,7 +109,22 @@ fn interface_prefix(bridge: &str) -> String {
     format!("v{hash}x")
 }
 
-fn pod_options(config: &Config, driver: CgroupDriver) -> Result<pod::Options, Error> {
+fn cni_options(config: &Config) -> cni::Options {
+    let network = &config.network;
+    cni::Options {
+        mode: match network.mode {
+            NetworkMode::Auto => cni::Mode::Auto,
+            NetworkMode::Builtin => cni::Mode::Builtin,
+            NetworkMode::Cni => cni::Mode::Cni,
+        },
+        configurations: network.cni_conf_dir.clone(),
+        plugins: network.cni_bin_dirs.clone(),
+        timeout: network.cni_timeout,
+        records: config.root.join("records").join("cni"),
+    }
+}
+
+fn pod_options(config: &Config, driver: CgroupDriver, cni: Cni) -> Result<pod::Options, Error> {
     let handlers = config.runtimes.iter().map(|(name, runtime)| crate::container::Handler {
         name: name.clone(),
         backend: match runtime {
@@ -133,6 +150,7 @@ fn pod_options(config: &Config, driver: CgroupDriver) -> Result<pod::Options, Er
         naming: cgroup::Naming::new(driver, &config.cgroup.root),
         host: spec::Host::detect(),
         default_network: config.network.default.clone(),
+        cni,
     })
 }
 

@@ -10,6 +10,7 @@ mod support;
 
 mod bad_input;
 mod client;
+mod cni;
 mod containers;
 mod daemon;
 mod exec_sync;
@@ -20,6 +21,7 @@ mod many_pods;
 mod mounts;
 mod namespaces;
 mod network;
+mod networks;
 mod pods;
 mod registries;
 mod resources;
@@ -41,6 +43,7 @@ fn main() {
         [
             bad_input::trials(),
             client::trials(),
+            cni::trials(),
             containers::trials(),
             daemon::trials(),
             exec_sync::trials(),
@@ -51,6 +54,7 @@ fn main() {
             mounts::trials(),
             namespaces::trials(),
             network::trials(),
+            networks::trials(),
             pods::trials(),
             registries::trials(),
             resources::trials(),

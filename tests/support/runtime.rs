@@ -35,6 +35,8 @@ pub(crate) fn binaries() -> PathBuf {
 pub(crate) struct Options {
     /// The pools of the pods' network.
     pub(crate) subnets: Vec<String>,
+    /// The `[network]` section of Berth's configuration, as it is written.
+    pub(crate) network: String,
     /// More for the `[images]` section of Berth's configuration, as it is written.
     pub(crate) images: String,
     /// Environment variables of the daemon.
@@ -45,6 +47,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             subnets: vec!["10.85.0.0/16".into(), "fd85:be:27::/64".into()],
+            network: "mode = \"builtin\"".into(),
             images: String::new(),
             environment: Vec::new(),
         }
@@ -125,7 +128,7 @@ config_path = ["{certs}"]
 {images}
 
 [network]
-mode = "builtin"
+{network}
 
 [network.bridge]
 name = "berth0"
@@ -147,6 +150,7 @@ path = "{crun}"
             runc = find("runc"),
             crun = crun(run).display(),
             images = options.images,
+            network = options.network.replace("RUN", &run.display().to_string()),
         )
     }
 

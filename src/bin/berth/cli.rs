@@ -50,6 +50,9 @@ pub(crate) enum Command {
     Import(commands::import::Import),
     /// Write images to an archive that OCI tools and docker load both read
     Export(commands::export::Export),
+    /// Make, look at and remove networks, connect pods to them
+    #[command(subcommand)]
+    Network(commands::network::Network),
     /// Show the daemon's state
     Info(commands::info::Info),
     /// Show the versions of client and daemon

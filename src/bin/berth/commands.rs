@@ -7,6 +7,7 @@ pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod logs;
+pub(crate) mod network;
 pub(crate) mod pods;
 pub(crate) mod ps;
 pub(crate) mod pull;
@@ -37,6 +38,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Rmi(rmi) => rmi.execute(address).await,
         Command::Import(import) => import.execute(address).await,
         Command::Export(export) => export.execute(address).await,
+        Command::Network(network) => network.execute(address).await,
         Command::Info(info) => info.execute(address).await,
         Command::Version(version) => version.execute(address).await,
     }

@@ -3,6 +3,7 @@
 pub(crate) mod duration;
 pub(crate) mod env;
 pub(crate) mod name;
+pub(crate) mod network;
 pub(crate) mod port;
 pub(crate) mod quantity;
 pub(crate) mod user;
