@@ -40,7 +40,7 @@ build: setup-build
 release: HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 release: SECCOMP = $(shell $${CC:-cc} -print-file-name=libseccomp.a)
 release: setup-build
-	$(CARGO) build --release --bins
+	$(CARGO) build --release --bins --package berth --package berth-cni
 	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH="$$(dirname "$(SECCOMP)")" \
 	  RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
 	  $(CARGO) build --release --package berth-shim --target "$(HOST)" --target-dir target
@@ -85,6 +85,7 @@ install: release
 	install -D -m 0755 target/release/berth      $(DESTDIR)$(PREFIX)/bin/berth
 	install -D -m 0755 target/release/berth-shim $(DESTDIR)$(PREFIX)/bin/berth-shim
 	ln -sf berth-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim-berth-v1
+	install -D -m 0755 target/release/berth-cni  $(DESTDIR)$(PREFIX)/bin/berth-cni
 	[ -e $(DESTDIR)$(SYSCONFDIR)/berth/config.toml ] || { \
 	  mkdir -p $(DESTDIR)$(SYSCONFDIR)/berth/conf.d && \
 	  target/release/berthd config default > $(DESTDIR)$(SYSCONFDIR)/berth/config.toml; }
@@ -93,7 +94,7 @@ install: release
 	  > $(DESTDIR)$(UNITDIR)/berth.service
 
 uninstall:
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,berthd berth berth-shim containerd-shim-berth-v1)
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,berthd berth berth-shim berth-cni containerd-shim-berth-v1)
 	rm -f $(DESTDIR)$(UNITDIR)/berth.service
 
 clean:

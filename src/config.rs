@@ -275,6 +275,8 @@ pub struct Network {
     pub cni_conf_dir: PathBuf,
     /// CNI plugins.
     pub cni_bin_dirs: Vec<PathBuf>,
+    /// Longest time of one CNI plugin's run.
+    pub cni_timeout: Duration,
     /// `[network.bridge]`
     pub bridge: Bridge,
     /// Where networks and addresses are recorded.

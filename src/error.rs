@@ -41,6 +41,20 @@ pub trait Classify: Error {
     fn kind(&self) -> Kind;
 }
 
+impl Classify for berth_cni::Error {
+    fn kind(&self) -> Kind {
+        match berth_cni::Error::kind(self) {
+            berth_cni::Kind::InvalidArgument => Kind::InvalidArgument,
+            berth_cni::Kind::NotFound => Kind::NotFound,
+            berth_cni::Kind::AlreadyExists => Kind::AlreadyExists,
+            berth_cni::Kind::FailedPrecondition => Kind::FailedPrecondition,
+            berth_cni::Kind::ResourceExhausted => Kind::ResourceExhausted,
+            berth_cni::Kind::DeadlineExceeded => Kind::DeadlineExceeded,
+            berth_cni::Kind::Internal => Kind::Internal,
+        }
+    }
+}
+
 /// The error with its whole chain of sources, joined by `": "`. A source whose text the error before it already ends
 /// with is not repeated, so that both ways of writing `thiserror` messages read well.
 pub fn chain(error: &dyn Error) -> String {

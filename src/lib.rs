@@ -4,6 +4,7 @@ pub mod api;
 pub mod apparmor;
 pub mod cdi;
 pub mod cgroup;
+pub mod cni;
 pub mod config;
 pub mod container;
 pub mod cri;

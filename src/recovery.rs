@@ -3,17 +3,25 @@
 //! Order matters: pods first, because they say which addresses and layers are in use; then networks and layers, which drop
 //! what no pod needs.
 
-use berth_cni::Controller;
+use std::time::Duration;
 
+use berth_cni::{Controller, Report};
+
+use crate::cni::Cni;
 use crate::error::chain;
 use crate::image::Images;
 use crate::pod::{self, Pods};
+
+/// Between two looks at the networks. One costs a few milliseconds, during which no pod joins.
+const RECONCILE: Duration = Duration::from_secs(60);
+/// From the first rule taken away to the look.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// Takes up what was there when the daemon ended.
 ///
 /// # Errors
 /// When the pods' records can't be read. What goes wrong with a single thing is logged, and tried again at the next start.
-pub async fn run(pods: &Pods, networks: &Controller, images: &Images) -> Result<(), pod::Error> {
+pub async fn run(pods: &Pods, networks: &Controller, cni: &Cni, images: &Images) -> Result<(), pod::Error> {
     let found = pods.recover().await?;
     for error in &found.errors {
         tracing::warn!(error = chain(error), "recovery");
@@ -21,13 +29,59 @@ pub async fn run(pods: &Pods, networks: &Controller, images: &Images) -> Result<
     for id in &found.undone {
         tracing::info!(id, "removed what was left of it");
     }
-    match networks.reconcile(&found.pods).await {
-        Ok(report) => tracing::debug!(?report, "networks reconciled"),
-        Err(error) => tracing::warn!(error = chain(&error), "reconciling networks"),
+    tell(networks.reconcile(&found.pods).await);
+    for error in cni.reconcile(&found.pods).await {
+        tracing::warn!(error = chain(&error), "reconciling CNI attachments");
     }
     if let Err(error) = images.sweep().await {
         tracing::warn!(error = chain(&error), "sweeping layers");
     }
     tracing::info!(pods = found.pods.len(), containers = found.containers, "recovered");
     Ok(())
+}
+
+/// Holds the networks' records against the kernel now and then, and as soon as somebody takes our rules away, for as long as
+/// the daemon lives: rules that somebody flushed come back, a lease that nobody owns ends.
+pub async fn watch(pods: Pods, networks: Controller) {
+    let mut rules = match networks.watch_rules() {
+        Ok(rules) => Some(rules),
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "flushed rules are noticed late");
+            None
+        }
+    };
+    loop {
+        let taken = async {
+            match &mut rules {
+                Some(rules) => rules.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(RECONCILE) => {}
+            changed = taken => match changed {
+                // Whoever flushes is likely to write more at once.
+                Ok(()) => tokio::time::sleep(SETTLE).await,
+                Err(_) => {
+                    rules = None;
+                    continue;
+                }
+            },
+        }
+        let pods = pods.clone();
+        tell(networks.reconcile_with(move || pods.ids()).await);
+    }
+}
+
+fn tell(reconciled: berth_cni::Result<Report>) {
+    match reconciled {
+        Ok(report) if report.is_clean() => tracing::debug!("networks reconciled: all is as recorded"),
+        Ok(report) => {
+            for error in &report.errors {
+                tracing::warn!(error = chain(error), "reconciling networks");
+            }
+            tracing::info!(?report, "networks reconciled");
+        }
+        Err(error) => tracing::warn!(error = chain(&error), "reconciling networks"),
+    }
 }

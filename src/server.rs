@@ -93,6 +93,9 @@ pub enum Error {
     /// The networks could not be opened.
     #[error("opening the networks: {0}")]
     Network(#[source] berth_cni::Error),
+    /// The records of CNI attachments could not be opened.
+    #[error("opening the records of CNI attachments: {0}")]
+    Cni(#[source] crate::cni::Error),
     /// The pods could not be opened.
     #[error("opening the pods: {0}")]
     Pods(#[source] crate::pod::Error),
@@ -274,7 +277,8 @@ fn router(
         changes: grpc.max_concurrent_calls,
         reads: grpc.max_concurrent_reads,
     };
-    let Rooms { pods, images, facts, stats, streaming, .. } = rooms;
+    let Rooms { pods, images, facts, stats, streaming, networks, nri: _ } = rooms;
+    let own_networks = crate::api::networks(pods.clone(), networks);
     let size = grpc.max_message_size;
     let face = RuntimeFace::new(pods, images.clone(), facts, stats, streaming, stopping);
     let runtime =
@@ -291,6 +295,7 @@ fn router(
         .add_service(runtime)
         .add_service(image)
         .add_service(crate::api::images(own_images))
+        .add_service(own_networks)
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {

@@ -13,9 +13,12 @@
 mod endpoint;
 mod networks;
 mod reconcile;
+mod status;
 mod traffic;
+mod verify;
+mod watch;
 
-pub use traffic::{Flow, Traffic};
+pub use status::{NetworkStatus, PoolStatus, Report};
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -28,15 +31,14 @@ use parking_lot::RwLock;
 use tokio::sync::{Mutex, RwLock as Gate};
 
 use crate::{
+    definition::NetworkRequest,
     driver::{Context, Driver},
     error::{Error, Result},
     firewall::{Firewall, endpoint_elements, network_elements},
     ipam::{Embedded, IpamDriver, Pool},
     link,
-    model::{
-        BridgeOptions, Endpoint, EndpointOptions, Network, NetworkDriver, Sandbox, SandboxSpec, check_name,
-        stable_hash,
-    },
+    model::{BridgeOptions, Endpoint, EndpointOptions, Network, NetworkDriver, Sandbox, SandboxSpec},
+    names::{check_name, stable_hash},
     nft::Element,
     store::{self, Store, commit},
     worker::{Kernel, Workers},
@@ -63,8 +65,8 @@ pub struct Options {
     pub interface_prefix: String,
     /// Name of the default network.
     pub network: String,
-    /// The default network.
-    pub bridge: BridgeOptions,
+    /// The default network; `None`: there is none.
+    pub bridge: Option<BridgeOptions>,
 }
 
 impl Options {
@@ -77,40 +79,34 @@ impl Options {
             table: "berth".to_owned(),
             interface_prefix: "berth".to_owned(),
             network: "bridge".to_owned(),
-            bridge,
+            bridge: Some(bridge),
+        }
+    }
+
+    /// The usual names and a record file, without a default network.
+    #[must_use]
+    pub fn bare(store: PathBuf) -> Self {
+        Self {
+            store,
+            definitions: None,
+            table: "berth".to_owned(),
+            interface_prefix: "berth".to_owned(),
+            network: String::new(),
+            bridge: None,
         }
     }
 
     fn check(&self) -> Result<()> {
         check_name("table", &self.table)?;
-        check_name("network", &self.network)?;
+        if self.bridge.is_some() {
+            check_name("network", &self.network)?;
+        }
         let prefix = &self.interface_prefix;
         if prefix.is_empty() || prefix.len() > 8 || !prefix.bytes().all(|b| b.is_ascii_alphanumeric()) {
             return Err(Error::invalid("interface prefix", prefix, "1 to 8 letters and digits"));
         }
         Ok(())
     }
-}
-
-/// What [`Controller::reconcile`] found and did.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// Sandboxes that were recorded and are not live: undone.
-    pub removed_sandboxes: Vec<String>,
-    /// Interfaces of ours that no record owns: deleted.
-    pub removed_links: Vec<String>,
-    /// Leases that no endpoint owns: ended.
-    pub removed_leases: usize,
-    /// Host port claims that no sandbox owns: ended.
-    pub removed_ports: usize,
-    /// Set elements that no record owns: removed.
-    pub removed_elements: usize,
-    /// Set elements that were missing: added.
-    pub restored_elements: usize,
-    /// Endpoints whose interface was missing or detached: joined again, as sandbox and network.
-    pub restored_endpoints: Vec<(String, String)>,
-    /// What could not be done.
-    pub errors: Vec<Error>,
 }
 
 /// A network in service.
@@ -161,15 +157,18 @@ impl Controller {
             networks: RwLock::default(),
         };
         let mut kernel = Kernel::open().map_err(Error::kernel("opening netlink sockets"))?;
+        let tx = inner.store.write()?;
+        inner.ipam.prepare(&tx)?;
+        commit(tx)?;
         inner.firewall.ensure(&mut kernel.filter)?;
-        let mut networks = vec![
-            Network { name: options.network, driver: NetworkDriver::Bridge(options.bridge) },
-            Network { name: "host".to_owned(), driver: NetworkDriver::Host },
-            Network { name: "none".to_owned(), driver: NetworkDriver::None },
-        ];
-        networks.extend(inner.defined()?);
-        for network in networks {
+        let default =
+            options.bridge.map(|bridge| Network::new(options.network, NetworkDriver::Bridge(bridge)));
+        let others = [Network::new("host", NetworkDriver::Host), Network::new("none", NetworkDriver::None)];
+        for network in default.into_iter().chain(others) {
             inner.activate(&mut kernel, network)?;
+        }
+        for network in inner.defined()? {
+            inner.revive(&mut kernel, network);
         }
         Ok(Self {
             inner: Arc::new(inner),
@@ -245,6 +244,18 @@ impl Controller {
         Ok(())
     }
 
+    /// Holds an endpoint against the kernel and returns it when they agree.
+    ///
+    /// # Errors
+    /// [`Error::NotAttached`] says what differs; the namespace is gone.
+    pub async fn verify(&self, sandbox: &str, network: &str) -> Result<Endpoint> {
+        let (id, network) = (sandbox.to_owned(), network.to_owned());
+        self.change("looking at an endpoint", sandbox.to_owned(), move |inner, kernel| {
+            inner.verify(kernel, &id, &network)
+        })
+        .await?
+    }
+
     /// A sandbox as recorded. Never waits for the kernel.
     ///
     /// # Errors
@@ -270,10 +281,49 @@ impl Controller {
         networks
     }
 
+    /// A network by its name.
+    #[must_use]
+    pub fn network(&self, name: &str) -> Option<Network> {
+        self.inner.active(name).ok().map(|active| active.network.clone())
+    }
+
+    /// A network and who has joined it. Never waits for the kernel.
+    ///
+    /// # Errors
+    /// There is no such network; the store failed.
+    pub fn status(&self, name: &str) -> Result<NetworkStatus> {
+        self.inner.status(&*self.inner.active(name)?)
+    }
+
+    /// All address pools with their leases.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn pools(&self) -> Result<Vec<PoolStatus>> {
+        let inner = Arc::clone(&self.inner);
+        self.workers.run("listing leases", move |_| inner.pool_statuses()).await?
+    }
+
     /// Name of the default network.
     #[must_use]
     pub fn default_network(&self) -> &str {
         &self.inner.default_network
+    }
+
+    /// Makes the network that is asked for, and keeps its definition.
+    ///
+    /// # Errors
+    /// The name is taken, options make no sense, subnets overlap, a parent interface is missing, the kernel lacks the driver.
+    pub async fn create(&self, request: NetworkRequest) -> Result<Network> {
+        self.alone("creating a network", move |inner, kernel| inner.create(kernel, request)).await?
+    }
+
+    /// Removes all networks that were made and nobody has joined. Returns their names.
+    ///
+    /// # Errors
+    /// What could not be removed; the others are.
+    pub async fn prune(&self) -> Result<(Vec<String>, Vec<Error>)> {
+        self.alone("removing unused networks", Inner::prune).await
     }
 
     /// Adds a network and keeps its definition. Adding the same again is fine.
@@ -281,14 +331,7 @@ impl Controller {
     /// # Errors
     /// A network of that name with other options, overlapping subnets, a refusal of the kernel.
     pub async fn create_network(&self, network: Network) -> Result<()> {
-        let exclusive = Arc::clone(&self.gate).write_owned().await;
-        let inner = Arc::clone(&self.inner);
-        self.workers
-            .run("creating a network", move |kernel| {
-                let _exclusive = exclusive;
-                inner.create_network(kernel, network)
-            })
-            .await?
+        self.alone("creating a network", move |inner, kernel| inner.create_network(kernel, network)).await?
     }
 
     /// Removes a network that nobody has joined. One that is not there is removed already.
@@ -297,14 +340,7 @@ impl Controller {
     /// It is in use or built in, or the kernel refuses.
     pub async fn delete_network(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
-        let exclusive = Arc::clone(&self.gate).write_owned().await;
-        let inner = Arc::clone(&self.inner);
-        self.workers
-            .run("deleting a network", move |kernel| {
-                let _exclusive = exclusive;
-                inner.delete_network(kernel, &name)
-            })
-            .await?
+        self.alone("deleting a network", move |inner, kernel| inner.delete_network(kernel, &name)).await?
     }
 
     /// Holds records and kernel against each other. What belongs to a sandbox that is not `live`, or to nobody, is undone;
@@ -315,14 +351,18 @@ impl Controller {
     /// Only when the work could not be done at all; what failed in detail is in the report.
     pub async fn reconcile(&self, live: &HashSet<String>) -> Result<Report> {
         let live = live.clone();
-        let exclusive = Arc::clone(&self.gate).write_owned().await;
-        let inner = Arc::clone(&self.inner);
-        self.workers
-            .run("reconciling networks", move |kernel| {
-                let _exclusive = exclusive;
-                inner.reconcile(kernel, &live)
-            })
-            .await
+        self.reconcile_with(move || live).await
+    }
+
+    /// The same, where the live sandboxes are asked for only when no change is under way any more: for a daemon that serves.
+    ///
+    /// # Errors
+    /// As [`Controller::reconcile`].
+    pub async fn reconcile_with(
+        &self,
+        live: impl FnOnce() -> HashSet<String> + Send + 'static,
+    ) -> Result<Report> {
+        self.alone("reconciling networks", move |inner, kernel| inner.reconcile(kernel, &live())).await
     }
 
     /// Removes everything from the host: all sandboxes' endpoints, bridges, the firewall table. For uninstalling; the
@@ -331,15 +371,23 @@ impl Controller {
     /// # Errors
     /// Everything that could not be removed.
     pub async fn remove_all(&self) -> Result<(), Vec<Error>> {
+        self.alone("removing all networks", Inner::remove_all).await.unwrap_or_else(|error| Err(vec![error]))
+    }
+
+    /// Runs a change that no other runs beside.
+    async fn alone<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&Inner, &mut Kernel) -> T + Send + 'static,
+    ) -> Result<T> {
         let exclusive = Arc::clone(&self.gate).write_owned().await;
         let inner = Arc::clone(&self.inner);
         self.workers
-            .run("removing all networks", move |kernel| {
+            .run(what, move |kernel| {
                 let _exclusive = exclusive;
-                inner.remove_all(kernel)
+                work(&inner, kernel)
             })
             .await
-            .unwrap_or_else(|error| Err(vec![error]))
     }
 
     /// Runs a change of one sandbox: after other changes of it, never beside reconciliation.

@@ -4,9 +4,12 @@
 //! counterparts whatever is left of what they made. Addresses are IPAM's matter, published ports the firewall's: a driver makes
 //! interfaces.
 
+mod addresses;
 mod bridge;
 mod host;
+mod inside;
 mod none;
+mod sublink;
 
 use std::{fmt, net::IpAddr};
 
@@ -70,6 +73,15 @@ pub trait Driver: fmt::Debug + Send + Sync {
         assigned: &[Assigned],
     ) -> Result<Endpoint>;
 
+    /// Whether the sandbox is attached as recorded, where the host's interfaces don't show it.
+    ///
+    /// # Errors
+    /// The namespace is gone, or the kernel refuses.
+    fn is_attached(&self, context: &mut Context<'_>, sandbox: &Sandbox, endpoint: &Endpoint) -> Result<bool> {
+        let _ = (context, sandbox, endpoint);
+        Ok(true)
+    }
+
     /// Attaches the sandbox.
     ///
     /// # Errors
@@ -107,8 +119,45 @@ pub trait Driver: fmt::Debug + Send + Sync {
 pub(crate) fn of(network: &Network) -> Box<dyn Driver> {
     match &network.driver {
         NetworkDriver::Bridge(options) => Box::new(bridge::Bridge::new(options.clone())),
+        NetworkDriver::Macvlan(mode, parent) => {
+            Box::new(sublink::Sublink::new(sublink::Kind::Macvlan(*mode), parent.clone()))
+        }
+        NetworkDriver::Ipvlan(mode, parent) => {
+            Box::new(sublink::Sublink::new(sublink::Kind::Ipvlan(*mode), parent.clone()))
+        }
+        NetworkDriver::Addresses(subnets) => Box::new(addresses::Addresses::new(subnets.clone())),
         NetworkDriver::Host => Box::new(host::Host),
         NetworkDriver::None => Box::new(none::None),
+    }
+}
+
+/// An endpoint with the addresses it was assigned and what its options say.
+fn addressed_endpoint(network: &Network, options: &EndpointOptions, assigned: &[Assigned]) -> Endpoint {
+    Endpoint {
+        addresses: assigned.iter().map(|assigned| assigned.address).collect(),
+        gateways: assigned.iter().map(|assigned| assigned.gateway).collect(),
+        pools: assigned.iter().map(|assigned| assigned.pool).collect(),
+        default_route: options.default_route && !network.internal(),
+        priority: options.priority,
+        aliases: options.aliases.clone(),
+        ports: options.ports.clone(),
+        ..bare_endpoint(network, &options.interface)
+    }
+}
+
+/// A MAC that follows the address, so that neighbours who remember a reused address are right; without an IPv4 address one
+/// that follows the endpoint. The first byte says "locally administered, unicast".
+fn mac(assigned: &[Assigned], hash: u64) -> [u8; 6] {
+    let v4 = assigned.iter().find_map(|assigned| match assigned.address.ip() {
+        IpAddr::V4(address) => Some(address.octets()),
+        IpAddr::V6(_) => None,
+    });
+    match v4 {
+        Some([a, b, c, d]) => [0x0a, 0x58, a, b, c, d],
+        None => {
+            let [_, _, _, a, b, c, d, e] = hash.to_be_bytes();
+            [0x0e, a, b, c, d, e]
+        }
     }
 }
 
@@ -123,6 +172,9 @@ fn bare_endpoint(network: &Network, interface: &str) -> Endpoint {
         mac: None,
         mtu: 0,
         default_route: false,
+        metric: 0,
+        priority: 0,
+        aliases: Vec::new(),
         ports: Vec::new(),
         pools: Vec::new(),
     }

@@ -50,6 +50,9 @@ pub enum Error {
     /// A network of that name with other options.
     #[error("network {0:?} exists already with other options")]
     NetworkExists(String),
+    /// A network of that name.
+    #[error("network {0:?} exists already")]
+    NetworkTaken(String),
     /// A sandbox of that id on another namespace.
     #[error("network sandbox {id:?} exists already on {netns}")]
     SandboxExists {
@@ -168,6 +171,33 @@ pub enum Error {
         /// Why.
         source: serde_json::Error,
     },
+    /// The kernel does not have what the record says.
+    #[error("sandbox {sandbox:?} is not attached to network {network:?} as recorded: {reason}")]
+    NotAttached {
+        /// The sandbox.
+        sandbox: String,
+        /// The network.
+        network: String,
+        /// What differs.
+        reason: String,
+    },
+    /// The parent interface is not there.
+    #[error("parent interface {0:?} does not exist on this host")]
+    ParentMissing(String),
+    /// The parent interface has another user that excludes us.
+    #[error("parent interface {0:?} is in use in a way that admits no other endpoint")]
+    ParentBusy(String),
+    /// The kernel was built without it.
+    #[error("this kernel has no {feature} (link kind {kind:?}): load its module, or use another driver")]
+    NoDriver {
+        /// Link kind.
+        kind: &'static str,
+        /// What it is, for people.
+        feature: &'static str,
+    },
+    /// The network is part of the daemon.
+    #[error("network {0:?} is built in: it is neither made nor removed")]
+    BuiltIn(String),
     /// It took too long.
     #[error("{0} took too long; it may still be under way")]
     Deadline(&'static str),
@@ -183,15 +213,21 @@ impl Error {
         match self {
             Self::Invalid { .. } => Kind::InvalidArgument,
             Self::NetworkNotFound(_) | Self::SandboxNotFound(_) => Kind::NotFound,
-            Self::NetworkExists(_) | Self::SandboxExists { .. } | Self::EndpointExists { .. } => {
-                Kind::AlreadyExists
-            }
+            Self::NetworkExists(_)
+            | Self::NetworkTaken(_)
+            | Self::SandboxExists { .. }
+            | Self::EndpointExists { .. } => Kind::AlreadyExists,
             Self::NetworkInUse { .. }
             | Self::Netns { .. }
             | Self::InterfaceTaken { .. }
             | Self::PoolOverlap { .. }
             | Self::AddressTaken { .. }
-            | Self::PortTaken { .. } => Kind::FailedPrecondition,
+            | Self::PortTaken { .. }
+            | Self::NotAttached { .. }
+            | Self::ParentMissing(_)
+            | Self::ParentBusy(_)
+            | Self::NoDriver { .. }
+            | Self::BuiltIn(_) => Kind::FailedPrecondition,
             Self::PoolExhausted { .. } => Kind::ResourceExhausted,
             Self::Deadline(_) => Kind::DeadlineExceeded,
             Self::Kernel { .. }

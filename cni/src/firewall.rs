@@ -7,6 +7,9 @@
 //!   map ports4     { protocol . port -> address . port }             on every host address         (ports6)
 //!   map hostports4 { address . protocol . port -> address . port }   on one host address           (hostports6)
 //!
+//!   set same      { type ifname . ifname }               bridges whose endpoints reach each other, with themselves
+//!   set internal  { type ifname }                        bridges that nothing leaves or enters
+//!
 //!   chain guard       raw prerouting:  from a bridge, to or from 127.0.0.0/8            drop
 //!   chain prerouting  dstnat:          to an address of this host                       jump hostports
 //!   chain output      dstnat:          to an address of this host                       jump hostports
@@ -14,6 +17,13 @@
 //!   chain postrouting srcnat:          from @subnets4, not to a bridge                  masquerade
 //!                                      from @subnets4 to a bridge through a host port   masquerade   (hairpin)
 //!                                      from 127.0.0.0/8 to a bridge                     masquerade   (localhost)
+//!   chain forward     filter + 10:     everything                                       jump admin
+//!                                      what belongs to a connection                     accept
+//!                                      from a bridge to @same                           accept
+//!                                      from or to @internal                             drop
+//!                                      through a published port                         accept
+//!                                      from a bridge to another bridge                  drop         (isolation)
+//!   chain admin                        the administrator's own rules: never touched by us
 //! }
 //! ```
 //!
@@ -24,6 +34,9 @@
 //! (CVE-2020-8558: neighbours reaching services that listen on loopback). IPv6 has no such switch: `[::1]:port` is never
 //! translated, it is refused at once, and clients of `localhost` fall back to 127.0.0.1.
 //!
+//! The `forward` chain comes after the host's own filters, and before anything of ours it asks the administrator's chain:
+//! `nft add rule inet NAME admin …`. Rules there stay when ours are rewritten; they go with the table.
+//!
 //! A chain's `accept` ends only that chain: when another table drops forwarded packets by policy, nothing in a table of ours can
 //! let them through. Whoever has such a policy accepts the bridge there.
 
@@ -33,16 +46,16 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use crate::{
+    address::limits,
     error::{Error, Result},
-    ipam::embedded::limits,
-    model::{BridgeOptions, Endpoint},
+    model::{BridgeOptions, Endpoint, Forwarding},
     netlink::Socket,
     nft::{self, Element, Hook, Layer, Meta, Register, Rule, Set, Tracked, Transaction},
     ports::published,
 };
 
 /// In every rule's comment; another text makes the rules be rewritten.
-const COMMENT: &str = "berth rules 1";
+const COMMENT: &str = "berth rules 2";
 
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
@@ -63,7 +76,9 @@ const fn set(name: &'static str, key: (u32, u32), data: Option<(u32, u32)>, inte
 
 const TARGET4: Option<(u32, u32)> = Some((kind::IPV4 << 6 | kind::PORT, 8));
 const TARGET6: Option<(u32, u32)> = Some((kind::IPV6 << 6 | kind::PORT, 20));
-const SETS: [Set; 7] = [
+const SETS: [Set; 9] = [
+    set("same", (kind::INTERFACE << 6 | kind::INTERFACE, 32), None, false),
+    set("internal", (kind::INTERFACE, 16), None, false),
     set("bridges", (kind::INTERFACE, 16), None, false),
     set("subnets4", (kind::IPV4, 4), None, true),
     set("subnets6", (kind::IPV6, 16), None, true),
@@ -73,8 +88,13 @@ const SETS: [Set; 7] = [
     set("hostports6", (kind::IPV6 << 12 | kind::PROTOCOL_PORT, 24), TARGET6, false),
 ];
 
+/// The chain that is not ours to fill.
+const ADMIN: &str = "admin";
+
 /// `NF_INET_*` and nft's standard priorities.
-const CHAINS: [(&str, Option<Hook>); 5] = [
+const CHAINS: [(&str, Option<Hook>); 7] = [
+    (ADMIN, None),
+    ("forward", Some(Hook { kind: "filter", number: 2, priority: 10 })),
     ("guard", Some(Hook { kind: "filter", number: 0, priority: -300 })),
     ("hostports", None),
     ("prerouting", Some(Hook { kind: "nat", number: 0, priority: -100 })),
@@ -93,11 +113,16 @@ impl Firewall {
         Self { table }
     }
 
+    pub(crate) fn table(&self) -> &str {
+        &self.table
+    }
+
     /// Makes table, chains, sets and rules be there. One transaction: traffic never sees half of it.
     pub(crate) fn ensure(&self, socket: &mut Socket) -> Result<()> {
         let rules = rules();
-        let present = nft::comments(socket, &self.table).map_err(self.failed("reading"))?;
-        let current = present.len() == rules.len() && present.iter().all(|comment| comment == COMMENT);
+        let mut present = nft::comments(socket, &self.table).map_err(self.failed("reading"))?;
+        present.retain(|(chain, _)| chain != ADMIN);
+        let current = present.len() == rules.len() && present.iter().all(|(_, comment)| comment == COMMENT);
         let mut tx = Transaction::new(&self.table);
         tx.table();
         for (id, set) in (1..).zip(&SETS) {
@@ -107,7 +132,7 @@ impl Firewall {
             tx.chain(name, hook);
         }
         if !current {
-            for (name, _) in CHAINS {
+            for (name, _) in CHAINS.into_iter().filter(|(name, _)| *name != ADMIN) {
                 tx.clear(name);
             }
             for (chain, rule) in rules {
@@ -194,8 +219,15 @@ pub(crate) fn is_missing(error: &io::Error) -> bool {
 pub(crate) fn network_elements(bridge: &BridgeOptions) -> BTreeSet<Element> {
     let mut name = bridge.bridge.clone().into_bytes();
     name.resize(16, 0);
-    let mut elements = BTreeSet::from([Element { set: "bridges", key: name, data: None, end: false }]);
-    if bridge.masquerade {
+    let element = |set, key| Element { set, key, data: None, end: false };
+    let mut elements = BTreeSet::from([element("bridges", name.clone())]);
+    if bridge.inter_container {
+        elements.insert(element("same", [name.as_slice(), &name].concat()));
+    }
+    if bridge.forwarding == Forwarding::Internal {
+        elements.insert(element("internal", name));
+    }
+    if bridge.forwarding == Forwarding::Nat {
         elements.extend(bridge.subnets.iter().flat_map(|subnet| interval(subnet.subnet)));
     }
     elements
@@ -255,6 +287,11 @@ fn push_port(out: &mut Vec<u8>, port: u16) {
 /// Key registers begin at 0, what maps yield at 8.
 const KEY: Register = Register(0);
 const VALUE: Register = Register(8);
+
+/// `IPS_DST_NAT` of a connection's status.
+const TRANSLATED: u32 = 1 << 5;
+/// `NF_CT_STATE_BIT` of established and of related.
+const ONGOING: u32 = 1 << 1 | 1 << 2;
 
 /// Where the families keep what the rules look at.
 struct Family {
@@ -337,7 +374,6 @@ impl Family {
     }
 
     fn masquerade(&self) -> [Rule; 3] {
-        const TRANSLATED: u32 = 1 << 5;
         let leaving = self.sent_by_subnet().meta(Meta::OutputName, KEY).not_in_set("bridges", KEY);
         let back = || {
             self.sent_by_subnet()
@@ -372,5 +408,25 @@ fn rules() -> Vec<(&'static str, Rule)> {
     }
     let localhost = loopback4(v4.rule(), v4.source).meta(Meta::OutputName, KEY).in_set("bridges", KEY);
     rules.push(("postrouting", localhost.masquerade()));
+    rules.extend(forward().map(|rule| ("forward", rule)));
     rules
+}
+
+/// Which packets pass between networks, in order.
+fn forward() -> [Rule; 7] {
+    let has = |key, bits: u32| {
+        Rule::default().tracked(key, KEY).mask(KEY, bits.to_ne_bytes()).differs(KEY, &[0; 4])
+    };
+    let pair = || Rule::default().meta(Meta::InputName, KEY).meta(Meta::OutputName, Register(KEY.0 + 4));
+    let from = |set| Rule::default().meta(Meta::InputName, KEY).in_set(set, KEY);
+    let to = |rule: Rule, set| rule.meta(Meta::OutputName, KEY).in_set(set, KEY);
+    [
+        Rule::default().jump(ADMIN),
+        has(Tracked::State, ONGOING).accept(),
+        pair().in_set("same", KEY).accept(),
+        from("internal").drop(),
+        to(Rule::default(), "internal").drop(),
+        has(Tracked::Status, TRANSLATED).accept(),
+        to(from("bridges"), "bridges").drop(),
+    ]
 }

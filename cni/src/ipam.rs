@@ -3,7 +3,7 @@
 //! An [`IpamDriver`] works inside the transaction that records the lease's owner: an address and the endpoint it belongs to
 //! become durable together or not at all.
 
-pub(crate) mod embedded;
+mod embedded;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +13,11 @@ use ipnetwork::IpNetwork;
 use redb::WriteTransaction;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Result, model::SubnetOptions};
+use crate::{
+    address::{bits, limits},
+    error::Result,
+    model::SubnetOptions,
+};
 
 pub use embedded::Embedded;
 
@@ -34,6 +38,22 @@ pub struct Pool {
     pub reserved: Vec<IpAddr>,
 }
 
+impl Pool {
+    /// What is inside the subnet and never leased, in order: its own address (for IPv6 the routers' anycast address), IPv4's
+    /// broadcast address, the gateway and what was reserved.
+    pub(crate) fn withheld(&self) -> Vec<u128> {
+        let (first, last) = limits(self.subnet);
+        let mut taken = vec![first, bits(self.gateway)];
+        if self.subnet.is_ipv4() {
+            taken.push(last);
+        }
+        taken.extend(self.reserved.iter().copied().map(bits));
+        taken.sort_unstable();
+        taken.dedup();
+        taken
+    }
+}
+
 /// Who has an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
@@ -45,6 +65,18 @@ pub struct Lease {
 
 /// Gives out addresses.
 pub trait IpamDriver: std::fmt::Debug + Send + Sync {
+    /// Makes the driver's tables, so that readers find them. Once, when the store is opened.
+    ///
+    /// # Errors
+    /// The store failed.
+    fn prepare(&self, tx: &WriteTransaction) -> Result<()>;
+
+    /// All pools.
+    ///
+    /// # Errors
+    /// The store failed.
+    fn pools(&self, tx: &WriteTransaction) -> Result<Vec<Pool>>;
+
     /// Returns the pool of a network's subnet, made if it is not there. Asking again is free.
     ///
     /// # Errors

@@ -15,14 +15,17 @@
 //! The crate executes no program and knows nothing of pods.
 
 pub mod controller;
+pub mod definition;
 pub mod driver;
 pub mod error;
 pub mod ipam;
 pub mod model;
 
+mod address;
 mod conntrack;
 mod firewall;
 mod link;
+mod names;
 mod netlink;
 mod netns;
 mod nft;
@@ -31,8 +34,10 @@ mod store;
 mod sysctl;
 mod worker;
 
-pub use controller::{Controller, Flow, Options, Report, Traffic};
+pub use controller::{Controller, NetworkStatus, Options, PoolStatus, Report};
+pub use definition::NetworkRequest;
 pub use error::{Error, Kind, Result};
 pub use model::{
-    BridgeOptions, Endpoint, EndpointOptions, Network, PortMapping, Protocol, Sandbox, SandboxSpec,
+    BridgeOptions, Endpoint, EndpointOptions, Flow, Network, PortMapping, Protocol, Sandbox, SandboxSpec,
+    Traffic,
 };

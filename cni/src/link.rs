@@ -19,7 +19,7 @@ use netlink_packet_route::{
 };
 use nix::errno::Errno;
 
-use crate::controller::Flow;
+use crate::model::Flow;
 use crate::netlink::{self, Messages, Socket, attribute, flags, native_u32};
 
 const NEWLINK: u16 = 16;
@@ -183,20 +183,33 @@ pub(crate) fn create_veth(socket: &mut Socket, pair: &VethPair<'_>, netns: Borro
     socket.exchange(messages)?.iter().try_for_each(|reply| reply.accept(&[]))
 }
 
-/// Brings a port of a bridge into service: no addresses of its own (it would take a link-local one and announce it), hairpin
-/// (a frame may leave where it came from: a pod that reaches itself over a host port), a port of `bridge`, up.
-pub(crate) fn enable_port(socket: &mut Socket, name: &str, bridge: u32) -> io::Result<()> {
+/// How a port of a bridge is to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BridgePort {
+    /// Index of the bridge.
+    pub(crate) bridge: u32,
+    /// A frame may leave where it came from: a pod that reaches itself over a host port.
+    pub(crate) hairpin: bool,
+    /// Frames don't go to other isolated ports.
+    pub(crate) isolated: bool,
+}
+
+/// Brings a port of a bridge into service: no addresses of its own (it would take a link-local one and announce it), up.
+pub(crate) fn enable_port(socket: &mut Socket, name: &str, wanted: &BridgePort) -> io::Result<()> {
     let mut silent = named(name);
     silent.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
         AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
     ])]));
     let mut port = named(name);
-    port.attributes.push(LinkAttribute::Controller(bridge));
+    port.attributes.push(LinkAttribute::Controller(wanted.bridge));
     let mut hairpin = named(name);
     up(&mut hairpin);
     hairpin.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::PortKind(InfoPortKind::Bridge),
-        LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![
+            InfoBridgePort::HairpinMode(wanted.hairpin),
+            InfoBridgePort::Isolated(wanted.isolated),
+        ])),
     ]));
     let mut messages = Messages::new();
     messages.push_typed(NEWLINK, 0, &silent);
@@ -236,18 +249,67 @@ pub(crate) fn add_address(messages: &mut Messages, index: u32, address: IpNetwor
     messages.push_typed(NEWADDR, CREATE, &message);
 }
 
-/// Adds a default route.
-pub(crate) fn add_default_route(messages: &mut Messages, index: u32, gateway: IpAddr) {
+/// Addresses of a link with their prefix lengths.
+pub(crate) fn addresses(socket: &mut Socket, index: u32) -> io::Result<Vec<IpNetwork>> {
+    const GETADDR: u16 = 22;
+    const HEADER: usize = 8;
+    const IFA_ADDRESS: u16 = 1;
+    let found = socket.dump(GETADDR, |out| {
+        out.raw(&[0; HEADER]);
+    })?;
+    let of_link = found.iter().filter(|entry| entry.get(4..).and_then(native_u32) == Some(index));
+    let parse = |entry: &Vec<u8>| {
+        let address = attribute(entry.get(HEADER..)?, IFA_ADDRESS)?;
+        let address = match address.len() {
+            4 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+            _ => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+        };
+        IpNetwork::new(address, *entry.get(1)?).ok()
+    };
+    Ok(of_link.filter_map(parse).collect())
+}
+
+/// Adds a default route by a gateway; without one the family's whole world is on the link.
+pub(crate) fn add_default_route(
+    messages: &mut Messages,
+    index: u32,
+    v4: bool,
+    gateway: Option<IpAddr>,
+    metric: u32,
+) {
     let mut message = RouteMessage::default();
-    message.header.address_family =
-        if gateway.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.address_family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Static;
-    message.header.scope = RouteScope::Universe;
+    message.header.scope = if gateway.is_some() || !v4 { RouteScope::Universe } else { RouteScope::Link };
     message.header.kind = RouteType::Unicast;
-    message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway)));
+    message.attributes.extend(gateway.map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))));
+    message.attributes.push(RouteAttribute::Priority(metric));
     message.attributes.push(RouteAttribute::Oif(index));
     messages.push_typed(NEWROUTE, CREATE, &message);
+}
+
+/// Destinations of the main table's routes, both families, without default routes.
+pub(crate) fn routes(socket: &mut Socket) -> io::Result<Vec<IpNetwork>> {
+    const RTA_DST: u16 = 1;
+    let mut found = Vec::new();
+    for family in [nix::libc::AF_INET, nix::libc::AF_INET6].into_iter().flat_map(u8::try_from) {
+        let mut header = [0; ROUTE_HEADER];
+        header[0] = family;
+        let routes = socket.dump(GETROUTE, |out| {
+            out.raw(&header);
+        })?;
+        let main = routes.iter().filter(|route| route.len() >= ROUTE_HEADER && route[4] == 254);
+        found.extend(main.filter_map(|route| {
+            let destination = attribute(&route[ROUTE_HEADER..], RTA_DST)?;
+            let address = match destination.len() {
+                4 => IpAddr::from(<[u8; 4]>::try_from(destination).ok()?),
+                _ => IpAddr::from(<[u8; 16]>::try_from(destination).ok()?),
+            };
+            IpNetwork::new(address, route[1]).ok()
+        }));
+    }
+    Ok(found)
 }
 
 /// The MTU of the interface the best IPv4 or else IPv6 default route leaves by.
@@ -277,4 +339,79 @@ pub(crate) fn mtu_out(socket: &mut Socket) -> io::Result<Option<u32>> {
         }
     }
     Ok(None)
+}
+
+// === Links on top of others ===
+
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_INFO_DATA: u16 = 2;
+/// `IFLA_MACVLAN_MODE` and `IFLA_IPVLAN_MODE` are both the first.
+const SUBLINK_MODE: u16 = 1;
+const IFLA_VLAN_ID: u16 = 1;
+
+/// What a macvlan or ipvlan is made of.
+#[derive(Debug)]
+pub(crate) struct SublinkSpec<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) mode: &'a [u8],
+    pub(crate) name: &'a str,
+    /// Index of the parent, in the host's namespace.
+    pub(crate) parent: u32,
+    pub(crate) mtu: u32,
+    /// `None`: the kernel's choice.
+    pub(crate) mac: Option<[u8; 6]>,
+}
+
+/// Creates an interface on top of a parent, in `netns` from the start and still down.
+pub(crate) fn create_sublink(
+    socket: &mut Socket,
+    spec: &SublinkSpec<'_>,
+    netns: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let fill = |out: &mut netlink::Attributes| {
+        out.raw(&[0; LINK_HEADER]).text(IFLA_IFNAME, spec.name);
+        out.put(IFLA_LINK, &spec.parent.to_ne_bytes()).put(IFLA_MTU, &spec.mtu.to_ne_bytes());
+        out.put(IFLA_NET_NS_FD, &netns.as_raw_fd().to_ne_bytes());
+        if let Some(mac) = spec.mac {
+            out.put(IFLA_ADDRESS, &mac);
+        }
+        out.nest(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, spec.kind).nest(IFLA_INFO_DATA, |data| {
+                data.put(SUBLINK_MODE, spec.mode);
+            });
+        });
+    };
+    socket.call(NEWLINK, CREATE | flags::ACK, fill).map(drop)
+}
+
+/// Creates an 802.1q interface; one of that name is taken as it is.
+pub(crate) fn create_vlan(socket: &mut Socket, name: &str, parent: u32, id: u16) -> io::Result<()> {
+    let created = socket.call(NEWLINK, CREATE | flags::ACK, |out| {
+        out.raw(&[0; LINK_HEADER]).text(IFLA_IFNAME, name).put(IFLA_LINK, &parent.to_ne_bytes());
+        out.nest(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, "vlan").nest(IFLA_INFO_DATA, |data| {
+                data.put(IFLA_VLAN_ID, &id.to_ne_bytes());
+            });
+        });
+    });
+    match created {
+        Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => Ok(()),
+        created => created.map(drop),
+    }
+}
+
+/// Whether the kernel can make links of a kind that stand on a parent: asked to make one on a parent that can't be, it fails
+/// with another error than that it does not know the kind.
+pub(crate) fn has_kind(socket: &mut Socket, kind: &str) -> io::Result<bool> {
+    let asked = socket.call(NEWLINK, CREATE | flags::ACK, |out| {
+        out.raw(&[0; LINK_HEADER]).text(IFLA_IFNAME, "berth-probe");
+        out.put(IFLA_LINK, &u32::from(u16::MAX).to_ne_bytes());
+        out.nest(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, kind);
+        });
+    });
+    match asked {
+        Ok(_) => delete(socket, "berth-probe").map(|()| true),
+        Err(error) => Ok(error.raw_os_error() != Some(Errno::EOPNOTSUPP as i32)),
+    }
 }

@@ -1,14 +1,9 @@
 //! The words of the model as values: networks, sandboxes, endpoints, published ports.
 
-use std::{fmt, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
-
-use crate::error::{Error, Result};
-
-/// Longest interface name the kernel takes (`IFNAMSIZ` without the terminating zero).
-pub(crate) const INTERFACE_NAME_MAX: usize = 15;
 
 /// A network as the controller knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,18 +12,91 @@ pub struct Network {
     pub name: String,
     /// Driver and its options.
     pub driver: NetworkDriver,
+    /// Whatever its maker wants to find it by.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Whether sandboxes may join that the network's maker did not name; kept for its maker, every sandbox may.
+    #[serde(default)]
+    pub attachable: bool,
+}
+
+impl Network {
+    /// A network without labels.
+    #[must_use]
+    pub fn new(name: impl Into<String>, driver: NetworkDriver) -> Self {
+        Self { name: name.into(), driver, labels: BTreeMap::new(), attachable: false }
+    }
+
+    /// Whether nothing outside of it is reached from it.
+    #[must_use]
+    pub fn internal(&self) -> bool {
+        match &self.driver {
+            NetworkDriver::Bridge(options) => options.forwarding == Forwarding::Internal,
+            NetworkDriver::Macvlan(_, parent) | NetworkDriver::Ipvlan(_, parent) => parent.internal,
+            NetworkDriver::Host | NetworkDriver::Addresses(_) => false,
+            NetworkDriver::None => true,
+        }
+    }
+
+    /// Whether ports of the host can lead into it.
+    #[must_use]
+    pub fn publishes(&self) -> bool {
+        matches!(&self.driver, NetworkDriver::Bridge(options) if options.forwarding != Forwarding::Internal)
+    }
+
+    /// Its subnets; none for `host` and `none`.
+    #[must_use]
+    pub fn subnets(&self) -> &[SubnetOptions] {
+        match &self.driver {
+            NetworkDriver::Bridge(options) => &options.subnets,
+            NetworkDriver::Macvlan(_, parent) | NetworkDriver::Ipvlan(_, parent) => &parent.subnets,
+            NetworkDriver::Addresses(subnets) => subnets,
+            NetworkDriver::Host | NetworkDriver::None => &[],
+        }
+    }
 }
 
 /// Which driver a network uses, with that driver's options.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NetworkDriver {
-    /// A Linux bridge with NAT.
+    /// A Linux bridge.
     Bridge(BridgeOptions),
+    /// Interfaces with MACs of their own on one of the host's.
+    Macvlan(MacvlanMode, ParentOptions),
+    /// Interfaces that share the MAC of one of the host's.
+    Ipvlan(IpvlanMode, ParentOptions),
+    /// Addresses only: somebody else makes the interfaces.
+    Addresses(Vec<SubnetOptions>),
     /// The host's own stack: nothing is set up.
     Host,
     /// Loopback only.
     None,
+}
+
+impl NetworkDriver {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Bridge(_) => "bridge",
+            Self::Macvlan(..) => "macvlan",
+            Self::Ipvlan(..) => "ipvlan",
+            Self::Addresses(_) => "addresses",
+            Self::Host => "host",
+            Self::None => "none",
+        }
+    }
+
+    /// The interface of the host it stands on.
+    #[must_use]
+    pub fn interface(&self) -> Option<&str> {
+        match self {
+            Self::Bridge(options) => Some(&options.bridge),
+            Self::Macvlan(_, parent) | Self::Ipvlan(_, parent) => Some(&parent.interface),
+            Self::Addresses(_) | Self::Host | Self::None => None,
+        }
+    }
 }
 
 /// Options of a bridge network.
@@ -40,8 +108,25 @@ pub struct BridgeOptions {
     pub subnets: Vec<SubnetOptions>,
     /// MTU; 0 takes that of the default route's interface.
     pub mtu: u32,
-    /// Whether traffic that leaves the bridge gets the host's address.
-    pub masquerade: bool,
+    /// What happens to packets that leave the bridge.
+    pub forwarding: Forwarding,
+    /// Whether endpoints reach each other.
+    pub inter_container: bool,
+    /// Whether a frame may leave by the port it came from: an endpoint that reaches itself over an address it translates.
+    pub hairpin: bool,
+}
+
+/// What happens to packets between a bridge and the rest of the world.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Forwarding {
+    /// What leaves gets the host's address.
+    #[default]
+    Nat,
+    /// What leaves keeps its address: the world has a route back.
+    Routed,
+    /// Nothing leaves, nothing comes in; the host itself is reached.
+    Internal,
 }
 
 impl BridgeOptions {
@@ -52,9 +137,54 @@ impl BridgeOptions {
             bridge: bridge.into(),
             subnets: subnets.into_iter().map(SubnetOptions::new).collect(),
             mtu: 0,
-            masquerade: true,
+            forwarding: Forwarding::Nat,
+            inter_container: true,
+            hairpin: true,
         }
     }
+}
+
+/// Options of a network on one of the host's interfaces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentOptions {
+    /// The host's interface.
+    pub interface: String,
+    /// The interface is an 802.1q one (`eth0.100`) that the network makes and removes.
+    pub made: bool,
+    /// One subnet per family, the first family's addresses come first. The gateway is somebody else's address.
+    pub subnets: Vec<SubnetOptions>,
+    /// MTU; 0 takes that of the interface.
+    pub mtu: u32,
+    /// No default route leads through it.
+    pub internal: bool,
+}
+
+/// How interfaces of one parent see each other (`MACVLAN_MODE_*`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MacvlanMode {
+    /// They reach each other directly.
+    #[default]
+    Bridge,
+    /// They don't reach each other.
+    Private,
+    /// Through the switch outside, which has to send frames back where they came from.
+    Vepa,
+    /// One interface only, which is all the parent has.
+    Passthru,
+}
+
+/// What the parent's driver looks at (`IPVLAN_MODE_*`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IpvlanMode {
+    /// Frames: endpoints are neighbours of the parent's.
+    #[default]
+    L2,
+    /// Packets: the parent routes, nothing is broadcast.
+    L3,
+    /// As `L3`, and the host's connection tracking sees them.
+    L3s,
 }
 
 /// One subnet of a network: an address pool.
@@ -68,13 +198,16 @@ pub struct SubnetOptions {
     pub gateway: Option<IpAddr>,
     /// Never given out.
     pub reserved: Vec<IpAddr>,
+    /// Addresses of things that are no sandboxes, by name. Never given out.
+    #[serde(default)]
+    pub auxiliary: BTreeMap<String, IpAddr>,
 }
 
 impl SubnetOptions {
     /// The whole subnet.
     #[must_use]
     pub fn new(subnet: IpNetwork) -> Self {
-        Self { subnet, range: None, gateway: None, reserved: Vec::new() }
+        Self { subnet, range: None, gateway: None, reserved: Vec::new(), auxiliary: BTreeMap::new() }
     }
 }
 
@@ -109,8 +242,13 @@ pub struct EndpointOptions {
     pub interface: String,
     /// Ports of the host that lead here.
     pub ports: Vec<PortMapping>,
-    /// Whether the sandbox's default routes go through this endpoint.
+    /// Whether the sandbox's default routes may go through this endpoint.
     pub default_route: bool,
+    /// Of several endpoints with default routes the one of the highest priority has them, of the same the one that joined
+    /// first; -50 to 50.
+    pub priority: i8,
+    /// More names the sandbox has on this network.
+    pub aliases: Vec<String>,
 }
 
 impl Default for EndpointOptions {
@@ -121,6 +259,8 @@ impl Default for EndpointOptions {
             interface: "eth0".to_owned(),
             ports: Vec::new(),
             default_route: true,
+            priority: 0,
+            aliases: Vec::new(),
         }
     }
 }
@@ -142,12 +282,29 @@ pub struct Endpoint {
     pub mac: Option<[u8; 6]>,
     /// MTU of the interface in the sandbox.
     pub mtu: u32,
-    /// Whether default routes go through it.
+    /// Whether it has default routes.
     pub default_route: bool,
+    /// Metric of those: the lowest of a sandbox is used.
+    #[serde(default)]
+    pub metric: u32,
+    /// See [`EndpointOptions::priority`].
+    #[serde(default)]
+    pub priority: i8,
+    /// More names the sandbox has on this network.
+    #[serde(default)]
+    pub aliases: Vec<String>,
     /// Published ports.
     pub ports: Vec<PortMapping>,
     /// The pools the addresses are leased from, in the order of `addresses`.
     pub(crate) pools: Vec<u64>,
+}
+
+impl Endpoint {
+    /// Whether there is an interface that was made for it.
+    #[must_use]
+    pub fn has_link(&self) -> bool {
+        self.mac.is_some()
+    }
 }
 
 /// A port of the host that leads to a port of the sandbox.
@@ -198,36 +355,28 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Refuses what the kernel or our records could not hold as a name.
-pub(crate) fn check_interface(what: &'static str, name: &str) -> Result<()> {
-    let fits = !name.is_empty() && name.len() <= INTERFACE_NAME_MAX;
-    if fits
-        && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':')
-        && name != "."
-        && name != ".."
-    {
-        return Ok(());
-    }
-    Err(Error::invalid(what, name, "an interface name has 1 to 15 visible characters without '/' and ':'"))
+// === Counters ===
+
+/// Counters of one interface of a sandbox, as the sandbox sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Name in the sandbox.
+    pub interface: String,
+    /// What came in.
+    pub received: Flow,
+    /// What went out.
+    pub sent: Flow,
 }
 
-/// Refuses names that could not stand in a file name, a key or a message.
-pub(crate) fn check_name(what: &'static str, name: &str) -> Result<()> {
-    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-    let rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-    if first && rest && name.len() <= 128 {
-        return Ok(());
-    }
-    Err(Error::invalid(what, name, "1 to 128 letters, digits, '-', '_' and '.', a letter or digit first"))
-}
-
-/// A stable 64-bit hash (FNV-1a): names derived from it must not change with the compiler.
-pub(crate) fn stable_hash(parts: &[&str]) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for part in parts {
-        for byte in part.bytes().chain([0]) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-    hash
+/// Counters of one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Bytes.
+    pub bytes: u64,
+    /// Packets.
+    pub packets: u64,
+    /// Packets with errors.
+    pub errors: u64,
+    /// Packets dropped.
+    pub dropped: u64,
 }

@@ -13,8 +13,8 @@ use nix::{
     errno::Errno,
     sys::{
         socket::{
-            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
-            sockopt,
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+            setsockopt, socket, sockopt,
         },
         time::{TimeVal, TimeValLike},
     },
@@ -197,6 +197,20 @@ impl Socket {
 
     pub(crate) fn netfilter() -> io::Result<Self> {
         Self::open(SockProtocol::NetlinkNetFilter)
+    }
+
+    /// A socket that hears what anybody does to nf_tables.
+    pub(crate) fn nftables_events() -> io::Result<Self> {
+        /// `NFNLGRP_NFTABLES`, as a bit of the groups to be bound to.
+        const GROUP: u32 = 1 << 6;
+        let socket = Self::open(SockProtocol::NetlinkNetFilter)?;
+        bind(socket.fd.as_raw_fd(), &NetlinkAddr::new(0, GROUP))?;
+        Ok(socket)
+    }
+
+    /// Waits for events and hands them out: type and payload. Nothing for some seconds is an error of kind `TimedOut`.
+    pub(crate) fn listen(&mut self, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+        self.receive(|_, kind, _, payload| each(kind, payload))
     }
 
     fn open(protocol: SockProtocol) -> io::Result<Self> {

@@ -34,6 +34,7 @@ const ELEMENT_FLAGS: u16 = 3;
 const ELEMENT_INTERVAL_END: u32 = 1;
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
+const RULE_CHAIN: u16 = 2;
 const RULE_USERDATA: u16 = 7;
 
 /// A message's attributes are at most 64 KiB long.
@@ -65,6 +66,7 @@ pub(crate) enum Meta {
 /// `NFT_CT_*`
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Tracked {
+    State = 0,
     Status = 2,
     DestinationPort = 12,
     Destination4 = 20,
@@ -106,7 +108,7 @@ impl Rule {
     pub(crate) fn tracked(self, key: Tracked, into: Register) -> Self {
         self.expression("ct", |out| {
             out.number(2, key as u32).number(1, into.number());
-            if !matches!(key, Tracked::Status) {
+            if !matches!(key, Tracked::State | Tracked::Status) {
                 out.put(3, &[0]);
             }
         })
@@ -189,6 +191,10 @@ impl Rule {
 
     pub(crate) fn jump(self, chain: &str) -> Self {
         self.verdict(-3, Some(chain))
+    }
+
+    pub(crate) fn accept(self) -> Self {
+        self.verdict(1, None)
     }
 
     pub(crate) fn drop(self) -> Self {
@@ -382,17 +388,18 @@ fn userdata(comment: &str) -> Vec<u8> {
 
 // === Questions ===
 
-/// The comments of a table's rules; `None` when there is no such table.
-pub(crate) fn comments(socket: &mut Socket, table: &str) -> io::Result<Vec<String>> {
+/// Chain and comment of each of a table's rules; none when there is no such table.
+pub(crate) fn comments(socket: &mut Socket, table: &str) -> io::Result<Vec<(String, String)>> {
     let rules = socket.dump(GETRULE, |out| {
         out.raw(&[FAMILY_INET, 0, 0, 0]).text(1, table);
     });
     Ok(known(rules)?
         .iter()
         .map(|rule| {
-            let userdata =
-                attribute(rule.get(HEADER..).unwrap_or_default(), RULE_USERDATA).unwrap_or_default();
-            crate::netlink::name(userdata.get(2..).unwrap_or_default())
+            let rule = rule.get(HEADER..).unwrap_or_default();
+            let chain = attribute(rule, RULE_CHAIN).unwrap_or_default();
+            let userdata = attribute(rule, RULE_USERDATA).unwrap_or_default();
+            (crate::netlink::name(chain), crate::netlink::name(userdata.get(2..).unwrap_or_default()))
         })
         .collect())
 }
@@ -424,4 +431,20 @@ fn known(answer: io::Result<Vec<Vec<u8>>>) -> io::Result<Vec<Vec<u8>>> {
         Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(Vec::new()),
         other => other,
     }
+}
+
+// === Events ===
+
+/// Whether an event takes something of a table away that is written once: the table, a chain, a rule, a set. Elements come and
+/// go all the time.
+pub(crate) fn takes_away(kind: u16, payload: &[u8], table: &str) -> bool {
+    const DELCHAIN: u16 = NEWTABLE | 5;
+    const DELSET: u16 = NEWTABLE | 11;
+    // The table's name is the first attribute of all of these.
+    const TABLE: u16 = 1;
+    matches!(kind, DELTABLE | DELCHAIN | DELRULE | DELSET)
+        && payload
+            .get(HEADER..)
+            .and_then(|attributes| attribute(attributes, TABLE))
+            .is_some_and(|name| crate::netlink::name(name) == table)
 }

@@ -97,7 +97,6 @@ impl Store {
             tx.open_table(SANDBOXES).map_err(failed("opening sandboxes"))?;
             tx.open_table(PORTS).map_err(failed("opening ports"))?;
         }
-        crate::ipam::embedded::prepare(&tx)?;
         commit(tx)?;
         Ok(store)
     }

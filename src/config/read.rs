@@ -12,8 +12,7 @@ use super::reader::{Reader, name_fits};
 use super::settings::Settings;
 use super::{
     BUILTIN_RUNTIME, Bridge, Cgroup, CgroupDriver, Config, Devices, Grpc, Images, Listen, Log, LogFormat,
-    Metrics, Network, NetworkMode, NetworkStore, Nri, Runtime, Streaming,
-    StreamingTls,
+    Metrics, Network, NetworkMode, NetworkStore, Nri, Runtime, Streaming, StreamingTls,
 };
 
 const MIB: u64 = 1 << 20;
@@ -230,6 +229,7 @@ impl Reader<'_> {
         }
         let cni_conf_dir = self.path("network.cni_conf_dir");
         let cni_bin_dirs = self.paths("network.cni_bin_dirs");
+        let cni_timeout = self.duration("network.cni_timeout", SECOND..=SECOND * 600);
         let bridge = self.bridge();
         let etcd = self.choice("network.store", &[("embedded", false), ("etcd", true)]);
         let store = if etcd? {
@@ -243,6 +243,7 @@ impl Reader<'_> {
             table,
             cni_conf_dir: cni_conf_dir?,
             cni_bin_dirs,
+            cni_timeout: cni_timeout?,
             bridge: bridge?,
             store,
         })

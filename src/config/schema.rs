@@ -246,8 +246,8 @@ pub(crate) const KEYS: &[Key] = &[
         "network.mode",
         Type::Choice(&["auto", "builtin", "cni"]),
         "\"auto\"",
-        "Who attaches pods. auto: CNI plugins when cni_conf_dir holds a configuration, else the built-in networks. CNI \
-         plugins are not built yet: auto is builtin, and berthd refuses to start with cni."
+        "Who attaches pods that name no network. auto: CNI plugins when cni_conf_dir holds a configuration, else the \
+         built-in networks. builtin, cni: always these."
     ),
     key!("network.default", Type::Text, "\"bridge\"", "The network a pod joins when it names none."),
     key!(
@@ -266,13 +266,20 @@ pub(crate) const KEYS: &[Key] = &[
         "network.cni_conf_dir",
         Type::Path,
         "\"/etc/cni/net.d\"",
-        "CNI configurations; the first by name counts."
+        "CNI configurations: *.conflist, *.conf and *.json, of which the first by name is the pods' network and others are \
+         joined by name. Read anew when they change."
     ),
     key!(
         "network.cni_bin_dirs",
         Type::PathList,
         "[\"/opt/cni/bin\"]",
         "Where CNI plugins are looked for, in order."
+    ),
+    key!(
+        "network.cni_timeout",
+        Type::Duration,
+        "\"1m\"",
+        "Longest time of one CNI plugin's run, after which it is killed; 1s to 10m."
     ),
     key!("network.bridge.name", Type::Text, "\"berth0\"", "Name of the bridge interface, at most 15 bytes."),
     key!(

@@ -97,6 +97,36 @@ pub enum Error {
         /// The network's own words.
         source: berth_cni::Error,
     },
+    /// There is no network for pods now.
+    #[error(transparent)]
+    Plugins(crate::cni::Error),
+    /// Plugins could not attach or detach the pod.
+    #[error("network of pod sandbox {id}")]
+    Cni {
+        /// The pod.
+        id: String,
+        /// What they said.
+        source: crate::cni::Error,
+    },
+    /// An annotation about networks makes no sense.
+    #[error("annotation {annotation}: {reason}")]
+    Networks {
+        /// Which.
+        annotation: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A pod without a network of its own.
+    #[error("pod sandbox {0} is on the host's network: it joins no other")]
+    HostNetwork(String),
+    /// The pod is not on that network.
+    #[error("pod sandbox {id} is not connected to network {network:?}")]
+    NotConnected {
+        /// The pod.
+        id: String,
+        /// The network.
+        network: String,
+    },
     /// A published port is impossible.
     #[error("port mapping {mapping}: {reason}")]
     Port {
@@ -135,30 +165,22 @@ pub enum Error {
 impl Classify for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::NotFound { .. } => Kind::NotFound,
-            Self::Missing(_) | Self::NoHandler { .. } | Self::Port { .. } => Kind::InvalidArgument,
+            Self::NotFound { .. } | Self::NotConnected { .. } => Kind::NotFound,
+            Self::Missing(_) | Self::NoHandler { .. } | Self::Port { .. } | Self::Networks { .. } => {
+                Kind::InvalidArgument
+            }
             Self::AlreadyExists { .. } | Self::Conflict { .. } => Kind::AlreadyExists,
-            Self::PodState { .. } | Self::ContainerState { .. } => Kind::FailedPrecondition,
+            Self::HostNetwork(_) | Self::PodState { .. } | Self::ContainerState { .. } => {
+                Kind::FailedPrecondition
+            }
             Self::Namespace(error) => error.kind(),
             Self::File { .. } | Self::Init { .. } | Self::Id(_) | Self::Incomplete { .. } => Kind::Internal,
-            Self::Network { source, .. } => network_kind(source),
+            Self::Network { source, .. } => Classify::kind(source),
+            Self::Cni { source, .. } | Self::Plugins(source) => source.kind(),
             Self::Container(error) => error.kind(),
             Self::Record(error) => error.kind(),
             Self::Joined(error) => error.kind(),
             Self::ShuttingDown => Kind::Unavailable,
         }
-    }
-}
-
-/// The network's kinds of error in our words.
-fn network_kind(error: &berth_cni::Error) -> Kind {
-    match error.kind() {
-        berth_cni::Kind::InvalidArgument => Kind::InvalidArgument,
-        berth_cni::Kind::NotFound => Kind::NotFound,
-        berth_cni::Kind::AlreadyExists => Kind::AlreadyExists,
-        berth_cni::Kind::FailedPrecondition => Kind::FailedPrecondition,
-        berth_cni::Kind::ResourceExhausted => Kind::ResourceExhausted,
-        berth_cni::Kind::DeadlineExceeded => Kind::DeadlineExceeded,
-        berth_cni::Kind::Internal => Kind::Internal,
     }
 }

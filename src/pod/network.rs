@@ -1,38 +1,168 @@
-//! A pod's place in the Container Network Model: one sandbox, joined to the default network.
+//! A pod's place in the Container Network Model: one sandbox, joined to the networks it chooses.
+
+mod capabilities;
+mod choice;
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use berth_cni::{Controller, EndpointOptions, PortMapping, Protocol, SandboxSpec};
 
 use super::error::Error;
+use super::shared::Shared;
+use crate::cni;
+use crate::container::spec;
 use crate::proto::runtime::v1;
 
-/// Joins the pod to `network`. Returns its addresses, the network's first family first.
-pub(super) async fn attach(
-    controller: &Controller,
-    id: &str,
-    netns: &Path,
-    network: &str,
-    ports: &[v1::PortMapping],
-) -> Result<Vec<IpAddr>, Error> {
-    let failed = |source| Error::Network { id: id.to_owned(), source };
-    let ports = ports.iter().filter(|port| port.host_port != 0).map(published).collect::<Result<_, _>>()?;
-    let spec = SandboxSpec { id: id.to_owned(), netns: netns.to_owned() };
-    controller.create_sandbox(spec).await.map_err(failed)?;
-    let options = EndpointOptions { ports, ..EndpointOptions::default() };
-    let endpoint = controller.join(id, network, options).await.map_err(failed)?;
-    Ok(endpoint.addresses.iter().map(ipnetwork::IpNetwork::ip).collect())
+pub use choice::parse_mac;
+
+use choice::Choice;
+
+/// The networks that a configuration asks for, held against what can be.
+#[derive(Debug)]
+pub(super) struct Plan(Vec<Step>);
+
+/// One network to join.
+#[derive(Debug)]
+enum Step {
+    BuiltIn(Choice),
+    Plugins(Arc<cni::List>, Box<cni::Request>),
 }
 
-/// Takes the pod off all networks: its addresses and ports are free afterwards. A pod that has none is fine.
-///
-/// # Errors
-/// Everything that could not be undone.
-pub(super) async fn detach(controller: &Controller, id: &str) -> Result<(), Vec<Error>> {
-    controller.delete_sandbox(id).await.map_err(|sources| {
-        sources.into_iter().map(|source| Error::Network { id: id.to_owned(), source }).collect()
+/// Reads what a pod's configuration says of networks. `None` for one on the host's network.
+pub(super) fn plan(shared: &Shared, config: &v1::PodSandboxConfig) -> Result<Option<Plan>, Error> {
+    if spec::host_network(config) {
+        let named = config.annotations.get(choice::OURS).map_or("host", |text| text.trim());
+        if !matches!(named, "" | "host") {
+            let reason = "the pod is on the host's network and joins no other".to_owned();
+            return Err(Error::Networks { annotation: choice::OURS, reason });
+        }
+        return Ok(None);
+    }
+    let list = shared.cni.default_list().map_err(Error::Plugins)?;
+    let default = list.as_ref().map_or(shared.default_network.as_str(), |list| list.name.as_str());
+    // Multus reads the annotation itself.
+    let additional = !list.as_ref().is_some_and(|list| list.has_plugin("multus"));
+    let mut choices = choice::of(config, default, additional)?;
+    let plugins =
+        |name: &str| list.clone().filter(|list| list.name == name).or_else(|| shared.cni.list(name));
+    let ports = &config.port_mappings;
+    let ports = ports.iter().filter(|port| port.host_port != 0).map(published).collect::<Result<_, _>>()?;
+    let publishes = |name: &str| match (plugins(name), shared.networks.network(name)) {
+        (Some(list), _) => list.has_capability("portMappings"),
+        (None, Some(network)) => network.publishes(),
+        // One that is not there is left to the join, which says so.
+        (None, None) => true,
+    };
+    choice::publish(&mut choices, ports, publishes)?;
+    let step = |choice: Choice| match plugins(&choice.network) {
+        Some(list) => {
+            let request = cni::Request {
+                interface: choice.options.interface.clone(),
+                capabilities: capabilities::capabilities(config, &choice)?,
+                ..cni::Request::default()
+            };
+            Ok(Step::Plugins(list, Box::new(request)))
+        }
+        None => Ok(Step::BuiltIn(choice)),
+    };
+    Ok(Some(Plan(choices.into_iter().map(step).collect::<Result<_, Error>>()?)))
+}
+
+/// Joins the pod to its networks. Returns its addresses: those on the first network, its first family first.
+pub(super) async fn attach(
+    shared: &Shared,
+    config: &v1::PodSandboxConfig,
+    id: &str,
+    netns: &Path,
+    plan: Plan,
+) -> Result<Vec<IpAddr>, Error> {
+    let failed = |source| Error::Network { id: id.to_owned(), source };
+    let controller = &shared.networks;
+    let spec = SandboxSpec { id: id.to_owned(), netns: netns.to_owned() };
+    controller.create_sandbox(spec).await.map_err(failed)?;
+    if !plan.0.iter().any(|step| matches!(step, Step::BuiltIn(_))) {
+        // Loopback is nobody else's.
+        controller.join(id, "none", EndpointOptions::default()).await.map_err(failed)?;
+    }
+    let mut addresses: Option<Vec<IpAddr>> = None;
+    for step in plan.0 {
+        let joined = match step {
+            Step::BuiltIn(choice) => {
+                let endpoint = controller.join(id, &choice.network, choice.options).await.map_err(failed)?;
+                endpoint.addresses.iter().map(ipnetwork::IpNetwork::ip).collect()
+            }
+            Step::Plugins(list, mut request) => {
+                id.clone_into(&mut request.pod_id);
+                netns.clone_into(&mut request.netns);
+                request.arguments = capabilities::arguments(config, id);
+                let attached = shared.cni.attach(&list, *request).await;
+                attached.map_err(|source| Error::Cni { id: id.to_owned(), source })?.addresses
+            }
+        };
+        addresses.get_or_insert(joined);
+    }
+    Ok(addresses.unwrap_or_default())
+}
+
+/// Joins a running pod to one more network. An empty interface name is chosen.
+pub(super) async fn connect(
+    controller: &Controller,
+    id: &str,
+    network: &str,
+    mut options: EndpointOptions,
+) -> Result<(), Error> {
+    let failed = |source| Error::Network { id: id.to_owned(), source };
+    let sandbox = controller.sandbox(id).map_err(failed)?;
+    let endpoints = sandbox.ok_or_else(|| Error::HostNetwork(id.to_owned()))?.endpoints;
+    if let Some(present) = endpoints.iter().find(|endpoint| endpoint.network == network) {
+        // Joining again is fine when it asks for the same, the interface's name left open.
+        if options.interface.is_empty() {
+            options.interface.clone_from(&present.interface);
+        }
+    } else if options.interface.is_empty() {
+        let taken = |name: &String| endpoints.iter().any(|endpoint| endpoint.interface == *name);
+        options.interface =
+            (0..).map(|number| format!("eth{number}")).find(|name| !taken(name)).unwrap_or_default();
+    }
+    controller.join(id, network, options).await.map(drop).map_err(failed)
+}
+
+/// Takes a running pod off a network.
+pub(super) async fn disconnect(controller: &Controller, id: &str, network: &str) -> Result<(), Error> {
+    let failed = |source| Error::Network { id: id.to_owned(), source };
+    let sandbox = controller.sandbox(id).map_err(failed)?;
+    let sandbox = sandbox.ok_or_else(|| Error::HostNetwork(id.to_owned()))?;
+    if !sandbox.endpoints.iter().any(|endpoint| endpoint.network == network) {
+        return Err(Error::NotConnected { id: id.to_owned(), network: network.to_owned() });
+    }
+    controller.leave(id, network).await.map_err(|mut sources| {
+        for more in sources.split_off(1.min(sources.len())) {
+            tracing::warn!(pod = id, network, error = %more, "leaving a network");
+        }
+        sources.pop().map_or_else(|| Error::ShuttingDown, failed)
     })
+}
+
+/// The addresses of a pod: those on the network it joined first. `None`: as they were.
+pub(super) fn addresses(shared: &Shared, id: &str) -> Option<Vec<IpAddr>> {
+    if shared.cni.owns(id) {
+        return None;
+    }
+    let endpoints = shared.networks.sandbox(id).ok()??.endpoints;
+    let first = endpoints.iter().find(|endpoint| !endpoint.addresses.is_empty());
+    Some(first.map(|e| e.addresses.iter().map(ipnetwork::IpNetwork::ip).collect()).unwrap_or_default())
+}
+
+/// Takes the pod off all networks: its addresses and ports are free afterwards. A pod that has none is fine. Returns
+/// everything that could not be undone.
+pub(super) async fn detach(shared: &Shared, id: &str) -> Vec<Error> {
+    let plugins = shared.cni.detach(id).await.err().into_iter().flatten();
+    let mut errors: Vec<_> = plugins.map(|source| Error::Cni { id: id.to_owned(), source }).collect();
+    let left = shared.networks.delete_sandbox(id).await.err().into_iter().flatten();
+    errors.extend(left.map(|source| Error::Network { id: id.to_owned(), source }));
+    errors
 }
 
 fn published(mapping: &v1::PortMapping) -> Result<PortMapping, Error> {

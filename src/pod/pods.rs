@@ -1,10 +1,11 @@
 //! All pods: the handle the faces hold.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_cni::Controller;
+use berth_cni::{Controller, EndpointOptions};
 use futures::FutureExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::broadcast;
@@ -20,6 +21,7 @@ use super::snapshot::PodSnapshot;
 use super::task;
 use crate::cdi;
 use crate::cgroup;
+use crate::cni::Cni;
 use crate::container::spec;
 use crate::container::{self, ContainerSnapshot, ContainerState, ExecOutput, Handler, Tools};
 use crate::image::Images;
@@ -46,7 +48,7 @@ pub struct Options {
     pub naming: cgroup::Naming,
     /// Facts of this machine.
     pub host: spec::Host,
-    /// Network that pods join.
+    /// Built-in network that pods join.
     pub default_network: String,
     /// Times the steps.
     pub stages: Stages,
@@ -54,6 +56,8 @@ pub struct Options {
     pub devices: cdi::Registry,
     /// Who is told of each step, if anybody can be.
     pub lifecycle: Option<Arc<dyn Lifecycle>>,
+    /// Plugins that may attach them instead.
+    pub cni: Cni,
 }
 
 /// All pods of this daemon. Clones are the same.
@@ -86,6 +90,7 @@ impl Pods {
             tools: Arc::new(tools),
             networks,
             default_network: options.default_network,
+            cni: options.cni,
             records: Records::open(records.join("pods"))
                 .map_err(|error: store::Error| Error::Record(error))?,
             boot_id: boot_id.trim().to_owned(),
@@ -289,11 +294,52 @@ impl Pods {
         shim.reopen_log().await.map_err(|error| Error::Container(error.into()))
     }
 
+    /// Joins a running pod to one more network. An empty interface name in `options` is chosen.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::PodState`], [`Error::HostNetwork`], or what the network says.
+    pub async fn connect_network(
+        &self,
+        id: &str,
+        network: &str,
+        options: EndpointOptions,
+    ) -> Result<(), Error> {
+        let handle = self.shared.pod(id).ok_or_else(|| no_pod(id))?;
+        let (network, options) = (network.to_owned(), Box::new(options));
+        ask(&handle, |reply| Request::Connect { network, options, reply })
+            .await
+            .unwrap_or_else(|| Err(no_pod(id)))
+    }
+
+    /// Takes a running pod off a network. Its other networks don't notice.
+    ///
+    /// # Errors
+    /// As [`Pods::connect_network`]; [`Error::NotConnected`].
+    pub async fn disconnect_network(&self, id: &str, network: &str) -> Result<(), Error> {
+        let handle = self.shared.pod(id).ok_or_else(|| no_pod(id))?;
+        let network = network.to_owned();
+        ask(&handle, |reply| Request::Disconnect { network, reply }).await.unwrap_or_else(|| Err(no_pod(id)))
+    }
+
+    /// Ids of all pods that may own something, those being made or removed included.
+    pub fn ids(&self) -> HashSet<String> {
+        let mut ids: HashSet<_> = self.shared.pods.read().keys().cloned().collect();
+        ids.extend(self.shared.runs.lock().ids().map(str::to_owned));
+        ids
+    }
+
     /// Whether pods can be connected; the reason when not.
     ///
     /// # Errors
     /// The reason, for people.
     pub fn network_ready(&self) -> Result<(), String> {
+        let Shared { networks, default_network, cni, .. } = &*self.shared;
+        cni.ready()?;
+        if networks.network(default_network).is_none() {
+            return Err(format!(
+                "the default network {default_network:?} does not exist: make it, or change network.default"
+            ));
+        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_cni::EndpointOptions;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::Error;
@@ -39,6 +40,17 @@ pub(super) enum Request {
     },
     Remove {
         id: String,
+        reply: Reply<()>,
+    },
+    /// Joins the pod to one more network.
+    Connect {
+        network: String,
+        options: Box<EndpointOptions>,
+        reply: Reply<()>,
+    },
+    /// Takes it off one.
+    Disconnect {
+        network: String,
         reply: Reply<()>,
     },
     /// Changes a container's limits.

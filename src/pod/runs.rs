@@ -109,6 +109,11 @@ impl Runs {
         Ok(run.clone())
     }
 
+    /// Ids of all sandboxes, made or being made.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &str> {
+        self.0.values().map(|run| run.id.as_str())
+    }
+
     pub(super) fn insert(&mut self, key: Key, run: Run) {
         self.0.insert(key, run);
     }

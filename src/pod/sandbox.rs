@@ -32,10 +32,11 @@ pub(super) async fn bring_up(
     let plan = plan(&config)?;
     spec::check_user_namespace(&config, &shared.tools.host, &handler.options)
         .map_err(container::Error::Spec)?;
+    let networks = network::plan(shared, &config)?;
     // A container is likely to follow at once.
     crate::cgroup::prime(shared.tools.host.cgroup);
     shared.records.put(&record.id, &record).await?;
-    let making = make(shared, &mut record, &config, &handler, plan);
+    let making = make(shared, &mut record, &config, &handler, plan, networks);
     let made = shared.tools.stages.time(Stage::SandboxCreate, making).await;
     let made = match made {
         Ok(()) => {
@@ -60,6 +61,7 @@ async fn make(
     config: &Arc<PodSandboxConfig>,
     handler: &Arc<Handler>,
     plan: Plan,
+    networks: Option<network::Plan>,
 ) -> Result<(), Error> {
     let directory = Directory::new(&shared.tools.state, &record.id);
     let namespaces = Namespaces::new(directory.namespaces());
@@ -72,16 +74,14 @@ async fn make(
                 .map_err(|_| Error::ShuttingDown)?
         }
     };
-    let own_network = plan.network;
     let making = namespaces.make(plan, shared.tools.launcher.program());
     let making = shared.tools.stages.time(Stage::SandboxCreateNamespaces, making);
     let (files, made) = tokio::join!(files, making);
     files?;
     made?;
     let mut addresses: Vec<IpAddr> = Vec::new();
-    if own_network && let Some(netns) = namespaces.network() {
-        let ports = &config.port_mappings;
-        let attaching = network::attach(&shared.networks, &record.id, &netns, &shared.default_network, ports);
+    if let (Some(networks), Some(netns)) = (networks, namespaces.network()) {
+        let attaching = network::attach(shared, config, &record.id, &netns, networks);
         addresses = shared.tools.stages.time(Stage::SandboxCreateNetwork, attaching).await?;
     }
     record.addresses = addresses.iter().map(ToString::to_string).collect();
@@ -109,7 +109,10 @@ pub(super) async fn stop(shared: &Arc<Shared>, record: &PodRecord) -> Vec<Error>
     let config = record.config.clone().unwrap_or_default();
     let container = container::sandbox::record(&shared.tools, &config, &record.id);
     errors.extend(container::sandbox::end(&shared.tools, &container).await.into_iter().map(Error::Container));
-    let detaching = network::detach(&shared.networks, &record.id);
+    let detaching = async {
+        let left = network::detach(shared, &record.id).await;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    };
     let detached = shared.tools.stages.time(Stage::SandboxDeleteNetwork, detaching).await;
     errors.extend(detached.err().into_iter().flatten());
     let directory = Directory::new(&shared.tools.state, &record.id);

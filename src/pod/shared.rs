@@ -11,6 +11,7 @@ use super::event::Announcer;
 use super::lifecycle::{Lifecycle, Operation};
 use super::request::Handle;
 use super::runs::{Key, Runs};
+use crate::cni::Cni;
 use crate::container::{Handler, Tools};
 use crate::proto::runtime::v1::PodSandboxConfig;
 use crate::store::Records;
@@ -21,6 +22,7 @@ pub(super) struct Shared {
     pub(super) tools: Arc<Tools>,
     pub(super) networks: Controller,
     pub(super) default_network: String,
+    pub(super) cni: Cni,
     /// Records of pods.
     pub(super) records: Records,
     pub(super) boot_id: String,

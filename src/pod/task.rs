@@ -7,6 +7,7 @@
 
 mod containers;
 mod lifecycle;
+mod network;
 mod sandbox;
 mod update;
 
@@ -95,6 +96,11 @@ enum Done {
         result: Result<(), container::Error>,
         reply: Reply<()>,
         operation: Option<Arc<dyn Operation>>,
+    },
+    /// The pod joined a network or left one, or could not.
+    Networked {
+        result: Result<(), Error>,
+        reply: Reply<()>,
     },
     /// Nothing to do.
     Recorded,
@@ -209,6 +215,8 @@ impl Task {
             Request::Stop { id, grace, reply } => self.stop(id, grace, reply),
             Request::Remove { id, reply } => self.remove(id, reply),
             Request::Update { id, resources, tell, reply } => self.update(id, resources, tell, reply),
+            Request::Connect { network, options, reply } => self.connect(network, *options, reply),
+            Request::Disconnect { network, reply } => self.disconnect(network, reply),
             Request::UpdatePod { overhead, resources, reply } => self.update_pod(overhead, resources, reply),
         }
     }
@@ -237,6 +245,7 @@ impl Task {
             Done::Updated { id, resources, result, reply, operation } => {
                 self.updated(&id, &resources, result, reply, operation);
             }
+            Done::Networked { result, reply } => self.networked(result, reply),
             Done::Recorded => {}
         }
     }

@@ -11,6 +11,7 @@ use super::handlers::{self, Abilities};
 use crate::apparmor;
 use crate::cdi::Registry;
 use crate::cgroup;
+use crate::cni::{self, Cni};
 use crate::config::{CgroupDriver, Config, Loaded, NetworkMode, NetworkStore, Runtime};
 use crate::container::spec::{self, HandlerOptions};
 use crate::cri::{Facts, Handler};
@@ -27,11 +28,11 @@ use crate::streaming::{self, Streaming};
 #[derive(Clone, Debug)]
 pub(crate) struct Rooms {
     pub(crate) pods: Pods,
+    pub(crate) networks: Controller,
     pub(crate) images: Images,
     pub(crate) facts: Arc<Facts>,
     pub(crate) stats: Stats,
     pub(crate) streaming: Streaming,
-    pub(crate) networks: Controller,
     /// `None` when it is turned off.
     pub(crate) nri: Option<Nri>,
 }
@@ -44,13 +45,14 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     let networks = Controller::open(network_options(config)).map_err(Error::Network)?;
     let driver = cgroup_driver(config.cgroup.driver);
     let abilities = handlers::ask(&config.runtimes);
-    let mut options = pod_options(config, driver, &abilities, meter)?;
+    let cni = Cni::open(cni_options(config)).map_err(Error::Cni)?;
+    let mut options = pod_options(config, driver, &abilities, meter, cni.clone())?;
     let nri = config.nri.enable.then(|| Nri::new(nri_options(config, options.devices.clone())));
     options.lifecycle = nri.clone().map(|nri| Arc::new(nri) as Arc<dyn Lifecycle>);
     let (naming, mode) = (options.naming.clone(), options.host.cgroup);
     let facts = facts(loaded, driver, &abilities, options.host.no_user_namespaces.as_deref());
     let pods = Pods::open(options, images.clone(), networks.clone()).map_err(Error::Pods)?;
-    recovery::run(&pods, &networks, &images).await.map_err(Error::Pods)?;
+    recovery::run(&pods, &networks, &cni, &images).await.map_err(Error::Pods)?;
     if let Some(nri) = &nri {
         // They are told of what was there before the first call can change it.
         nri.launch(pods.clone()).await;
@@ -64,6 +66,8 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     });
     tokio::spawn(stats.clone().sample());
     let streaming = Streaming::open(&streaming_options(config), pods.clone()).map_err(Error::Streaming)?;
+    tokio::spawn(recovery::watch(pods.clone(), networks.clone()));
+    tokio::spawn(cni.watch());
     Ok(Rooms { pods, images, facts: Arc::new(facts), stats, streaming, networks, nri })
 }
 
@@ -71,9 +75,6 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
 fn refuse_unbuilt(config: &Config) -> Result<(), Error> {
     if let NetworkStore::Etcd { .. } = config.network.store {
         return Err(Error::Unbuilt("network.store = \"etcd\""));
-    }
-    if config.network.mode == NetworkMode::Cni {
-        return Err(Error::Unbuilt("network.mode = \"cni\""));
     }
     Ok(())
 }
@@ -138,6 +139,21 @@ fn nri_options(config: &Config, devices: Registry) -> nri::Options {
     }
 }
 
+fn cni_options(config: &Config) -> cni::Options {
+    let network = &config.network;
+    cni::Options {
+        mode: match network.mode {
+            NetworkMode::Auto => cni::Mode::Auto,
+            NetworkMode::Builtin => cni::Mode::Builtin,
+            NetworkMode::Cni => cni::Mode::Cni,
+        },
+        configurations: network.cni_conf_dir.clone(),
+        plugins: network.cni_bin_dirs.clone(),
+        timeout: network.cni_timeout,
+        records: config.root.join("records").join("cni"),
+    }
+}
+
 /// Handlers by name, and what they can do.
 type Able = BTreeMap<String, Abilities>;
 
@@ -146,6 +162,7 @@ fn pod_options(
     driver: CgroupDriver,
     able: &Able,
     meter: &Meter,
+    cni: Cni,
 ) -> Result<pod::Options, Error> {
     let program = shim_program(config.shim.as_deref())?;
     let mut host = host();
@@ -186,6 +203,7 @@ fn pod_options(
         stages: meter.stages.clone(),
         devices: Registry::new(config.devices.cdi_spec_dirs.clone()),
         lifecycle: None,
+        cni,
     })
 }
 

@@ -14,7 +14,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 impl World {
     /// `berth` with these arguments, in this world.
-    fn berth(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn berth(&self, arguments: &[&str]) -> Output {
         self.netns
             .run(|| {
                 std::process::Command::new(binaries().join("berth"))
@@ -28,7 +28,7 @@ impl World {
     }
 
     /// The same; it must succeed. Returns its standard output.
-    fn berth_ok(&self, arguments: &[&str]) -> String {
+    pub(crate) fn berth_ok(&self, arguments: &[&str]) -> String {
         let output = self.berth(arguments);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "berth {arguments:?}: {stderr}");

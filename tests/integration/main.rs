@@ -13,6 +13,7 @@ mod bad_input;
 mod cdi;
 mod client;
 mod client_interactive;
+mod cni;
 mod containerd;
 mod containers;
 mod daemon;
@@ -27,6 +28,7 @@ mod metrics;
 mod mounts;
 mod namespaces;
 mod network;
+mod networks;
 mod nri;
 mod pods;
 mod registries;
@@ -61,6 +63,7 @@ fn main() {
             cdi::trials(),
             client::trials(),
             client_interactive::trials(),
+            cni::trials(),
             containerd::trials(),
             containers::trials(),
             daemon::trials(),
@@ -75,6 +78,7 @@ fn main() {
             mounts::trials(),
             namespaces::trials(),
             network::trials(),
+            networks::trials(),
             nri::trials(),
             pods::trials(),
             registries::trials(),

@@ -35,6 +35,8 @@ pub(crate) fn binaries() -> PathBuf {
 pub(crate) struct Options {
     /// The pools of the pods' network.
     pub(crate) subnets: Vec<String>,
+    /// The `[network]` section of Berth's configuration, as it is written.
+    pub(crate) network: String,
     /// More for the `[images]` section of Berth's configuration, as it is written.
     pub(crate) images: String,
     /// More `[runtimes.NAME]` tables of Berth's configuration.
@@ -55,6 +57,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             subnets: vec!["10.85.0.0/16".into(), "fd85:be:27::/64".into()],
+            network: "mode = \"builtin\"".into(),
             images: String::new(),
             runtimes: String::new(),
             nri: String::new(),
@@ -144,7 +147,7 @@ config_path = ["{certs}"]
 {streaming}
 
 [network]
-mode = "builtin"
+{network}
 
 [network.bridge]
 name = "berth0"
@@ -181,6 +184,7 @@ path = "{crun}"
             nri = options.nri,
             run = run.display(),
             streaming = options.streaming,
+            network = options.network.replace("RUN", &run.display().to_string()),
         )
     }
 

@@ -10,7 +10,8 @@ use crate::{
     error::{Error, Result},
     firewall::endpoint_elements,
     ipam::Lease,
-    model::{Endpoint, EndpointOptions, Sandbox, check_interface},
+    model::{Endpoint, EndpointOptions, Sandbox},
+    names::{check_interface, check_name},
     ports::{check_host, published},
     store::{self, commit},
     worker::Kernel,
@@ -19,6 +20,11 @@ use ipnetwork::IpNetwork;
 
 /// One pod does not need more, and each is a set element.
 const PORTS_MAX: usize = 4_096;
+/// Endpoints of one sandbox; each has a default route of a metric of its own.
+const ENDPOINTS_MAX: usize = 16;
+/// The same for names.
+const ALIASES_MAX: usize = 64;
+const PRIORITIES: std::ops::RangeInclusive<i8> = -50..=50;
 
 impl Inner {
     pub(super) fn join(
@@ -32,7 +38,7 @@ impl Inner {
         check(options)?;
         let sandbox = self.store.sandbox(id)?.ok_or_else(|| Error::SandboxNotFound(id.to_owned()))?;
         if let Some(endpoint) = sandbox.endpoints.iter().find(|endpoint| endpoint.network == network) {
-            if !same(endpoint, options) {
+            if !same(endpoint, options, active.network.internal()) {
                 return Err(Error::EndpointExists { sandbox: id.to_owned(), network: network.to_owned() });
             }
             self.attach(kernel, &active, &sandbox, endpoint)?;
@@ -63,7 +69,7 @@ impl Inner {
         let describe = |kernel: &mut Kernel| {
             active.driver.create_endpoint(&mut self.context(kernel), network, &sandbox, options, &assigned)
         };
-        let endpoint = match describe(kernel) {
+        let mut endpoint = match describe(kernel) {
             // Somebody deleted the bridge.
             Err(error) if is_no_device(&error) => {
                 self.serve(kernel, active)?;
@@ -72,9 +78,16 @@ impl Inner {
             endpoint => endpoint?,
         };
         let clash = sandbox.endpoints.iter().any(|other| other.interface == endpoint.interface);
-        if clash && endpoint.host_interface.is_some() {
+        if clash && endpoint.has_link() {
             let (interface, netns) = (endpoint.interface, sandbox.netns);
             return Err(Error::InterfaceTaken { interface, netns });
+        }
+        if sandbox.endpoints.len() >= ENDPOINTS_MAX {
+            let reason = format!("it has joined {ENDPOINTS_MAX} networks, which is all it may");
+            return Err(Error::invalid("sandbox", id, reason));
+        }
+        if endpoint.default_route {
+            endpoint.metric = metric(&sandbox, endpoint.priority);
         }
         store::claim_ports(&tx, id, published(&endpoint))?;
         for (mapping, host) in published(&endpoint) {
@@ -241,7 +254,25 @@ fn is_no_device(error: &Error) -> bool {
     matches!(error, Error::Kernel { source, .. } if source.raw_os_error() == Some(Errno::ENODEV as i32))
 }
 
+/// The metric of an endpoint's default routes: each priority has room for all endpoints of a sandbox, in the order they came.
+fn metric(sandbox: &Sandbox, priority: i8) -> u32 {
+    // What IPv6 routes have that name none.
+    const USUAL: u32 = 1024;
+    const STEP: u32 = 16;
+    let above = STEP * u32::from(priority.unsigned_abs());
+    let first = if priority > 0 { USUAL - above } else { USUAL + above };
+    let taken = |metric: &u32| sandbox.endpoints.iter().any(|other| other.metric == *metric);
+    (first..first + STEP).find(|metric| !taken(metric)).unwrap_or(first)
+}
+
 fn check(options: &EndpointOptions) -> Result<()> {
+    if !PRIORITIES.contains(&options.priority) {
+        return Err(Error::invalid("priority", options.priority, "-50 to 50"));
+    }
+    if options.aliases.len() > ALIASES_MAX {
+        return Err(Error::invalid("aliases", options.aliases.len(), format!("at most {ALIASES_MAX}")));
+    }
+    options.aliases.iter().try_for_each(|alias| check_name("alias", alias))?;
     check_interface("interface", &options.interface)?;
     if options.interface == "lo" {
         return Err(Error::invalid("interface", "lo", "that is the loopback interface"));
@@ -260,14 +291,16 @@ fn check(options: &EndpointOptions) -> Result<()> {
 }
 
 /// Whether an endpoint is what these options ask for.
-fn same(endpoint: &Endpoint, options: &EndpointOptions) -> bool {
-    let bare = endpoint.host_interface.is_none();
-    bare || (endpoint.interface == options.interface
-        && endpoint.ports == options.ports
-        && endpoint.default_route == options.default_route
-        && options.mac.is_none_or(|mac| endpoint.mac == Some(mac))
-        && options
-            .addresses
-            .iter()
-            .all(|wanted| endpoint.addresses.iter().any(|address| address.ip() == *wanted)))
+fn same(endpoint: &Endpoint, options: &EndpointOptions, internal: bool) -> bool {
+    !endpoint.has_link()
+        || (endpoint.interface == options.interface
+            && endpoint.ports == options.ports
+            && endpoint.default_route == (options.default_route && !internal)
+            && endpoint.priority == options.priority
+            && endpoint.aliases == options.aliases
+            && options.mac.is_none_or(|mac| endpoint.mac == Some(mac))
+            && options
+                .addresses
+                .iter()
+                .all(|wanted| endpoint.addresses.iter().any(|address| address.ip() == *wanted)))
 }

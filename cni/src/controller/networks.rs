@@ -7,12 +7,15 @@ use std::{
     sync::Arc,
 };
 
-use super::{Active, Inner};
+use super::{Active, Inner, NetworkStatus, PoolStatus};
 use crate::{
+    definition::{NetworkRequest, Surroundings},
     driver::{self, Driver},
     error::{Error, Result},
     firewall::network_elements,
-    model::{Network, NetworkDriver, check_interface, check_name},
+    link,
+    model::{Network, NetworkDriver, ParentOptions},
+    names::{check_interface, check_name},
     store::{commit, decode, encode},
     worker::Kernel,
 };
@@ -23,6 +26,29 @@ const MTU: std::ops::RangeInclusive<u32> = 1280..=65_535;
 impl Inner {
     /// Takes a network into service: pools recorded, interface made, sets filled.
     pub(super) fn activate(&self, kernel: &mut Kernel, network: Network) -> Result<()> {
+        let active = self.admit(network)?;
+        self.serve(kernel, &active)?;
+        self.networks.write().insert(active.network.name.clone(), Arc::new(active));
+        Ok(())
+    }
+
+    /// Takes a network that was defined in an earlier life into service. What stands in its way now (a parent interface that
+    /// is not plugged in) may go away: it is there all the same, and tried again by reconciliation.
+    pub(super) fn revive(&self, kernel: &mut Kernel, network: Network) {
+        let name = network.name.clone();
+        match self.admit(network) {
+            Ok(active) => {
+                if let Err(error) = self.serve(kernel, &active) {
+                    tracing::warn!(network = name, %error, "a network can't be served yet");
+                }
+                self.networks.write().insert(name, Arc::new(active));
+            }
+            Err(error) => tracing::error!(network = name, %error, "a defined network is left out"),
+        }
+    }
+
+    /// Checks a network and records its pools.
+    fn admit(&self, network: Network) -> Result<Active> {
         check_name("network", &network.name)?;
         self.check_driver(&network)?;
         let driver = driver::of(&network);
@@ -33,10 +59,7 @@ impl Inner {
             .map(|subnet| self.ipam.request_pool(&tx, &network.name, subnet))
             .collect::<Result<Vec<_>>>()?;
         commit(tx)?;
-        let active = Active { network, driver, pools };
-        self.serve(kernel, &active)?;
-        self.networks.write().insert(active.network.name.clone(), Arc::new(active));
-        Ok(())
+        Ok(Active { network, driver, pools })
     }
 
     /// Makes a network's parts in the kernel, or what is missing of them.
@@ -49,28 +72,99 @@ impl Inner {
     }
 
     fn check_driver(&self, network: &Network) -> Result<()> {
-        let NetworkDriver::Bridge(options) = &network.driver else { return Ok(()) };
-        check_interface("bridge", &options.bridge)?;
-        if options.mtu != 0 && !MTU.contains(&options.mtu) {
-            return Err(Error::invalid("mtu", options.mtu, "0 or 1280 to 65535"));
+        let (what, mtu) = match &network.driver {
+            NetworkDriver::Bridge(options) => ("bridge", options.mtu),
+            NetworkDriver::Macvlan(_, ParentOptions { mtu, .. })
+            | NetworkDriver::Ipvlan(_, ParentOptions { mtu, .. }) => ("parent", *mtu),
+            NetworkDriver::Addresses(_) => ("addresses", 0),
+            NetworkDriver::Host | NetworkDriver::None => return Ok(()),
+        };
+        if mtu != 0 && !MTU.contains(&mtu) {
+            return Err(Error::invalid("mtu", mtu, "0 or 1280 to 65535"));
         }
-        let families =
-            |v4: bool| options.subnets.iter().filter(|subnet| subnet.subnet.is_ipv4() == v4).count();
-        if options.subnets.is_empty() || families(true) > 1 || families(false) > 1 {
-            return Err(Error::invalid(
-                "subnets",
-                options.subnets.len(),
-                "one for each family, at least one",
-            ));
+        let subnets = network.subnets();
+        let families = |v4: bool| subnets.iter().filter(|subnet| subnet.subnet.is_ipv4() == v4).count();
+        if subnets.is_empty() || families(true) > 1 || families(false) > 1 {
+            return Err(Error::invalid("subnets", subnets.len(), "one for each family, at least one"));
         }
-        let shared = self.networks.read().values().any(|active| {
-            active.network.name != network.name
-                && matches!(&active.network.driver, NetworkDriver::Bridge(other) if other.bridge == options.bridge)
+        let Some(interface) = network.driver.interface() else { return Ok(()) };
+        check_interface(what, interface)?;
+        let networks = self.networks.read();
+        let shared = networks.values().find(|active| {
+            active.network.name != network.name && active.network.driver.interface() == Some(interface)
         });
-        if shared {
-            return Err(Error::invalid("bridge", &options.bridge, "another network has it"));
+        if let Some(other) = shared {
+            return Err(Error::invalid(what, interface, format!("network {:?} has it", other.network.name)));
         }
         Ok(())
+    }
+
+    /// Makes the network that is asked for.
+    pub(super) fn create(&self, kernel: &mut Kernel, request: NetworkRequest) -> Result<Network> {
+        if self.active(&request.name).is_ok() {
+            return Err(Error::NetworkTaken(request.name));
+        }
+        let failed = Error::kernel("listing routes and interfaces");
+        let around =
+            link::routes(&mut kernel.route).and_then(|routes| Ok((routes, link::list(&mut kernel.route)?)));
+        let (mut taken, links) = around.map_err(failed)?;
+        taken.extend(
+            self.networks.read().values().flat_map(|active| active.pools.iter().map(|pool| pool.subnet)),
+        );
+        let interfaces = links.into_iter().map(|link| link.name).collect();
+        let around = Surroundings { prefix: &self.prefix, taken, interfaces };
+        let network = request.resolve(&around)?;
+        self.create_network(kernel, network.clone())?;
+        Ok(network)
+    }
+
+    /// What is known of a network.
+    pub(super) fn status(&self, active: &Active) -> Result<NetworkStatus> {
+        let endpoints = self.store.sandboxes()?.into_iter().flat_map(|sandbox| {
+            let id = sandbox.id;
+            sandbox.endpoints.into_iter().map(move |endpoint| (id.clone(), endpoint))
+        });
+        Ok(NetworkStatus {
+            network: active.network.clone(),
+            built_in: self.is_built_in(&active.network),
+            pools: active.pools.clone(),
+            endpoints: endpoints.filter(|(_, endpoint)| endpoint.network == active.network.name).collect(),
+        })
+    }
+
+    /// All pools with their leases.
+    pub(super) fn pool_statuses(&self) -> Result<Vec<PoolStatus>> {
+        // Never committed: nothing is written.
+        let tx = self.store.write()?;
+        let pools = self.ipam.pools(&tx)?;
+        let mut statuses: Vec<_> =
+            pools.into_iter().map(|pool| PoolStatus { pool, leases: Vec::new() }).collect();
+        for (id, address, lease) in self.ipam.leases(&tx)? {
+            if let Some(status) = statuses.iter_mut().find(|status| status.pool.id == id) {
+                status.leases.push((address, lease));
+            }
+        }
+        Ok(statuses)
+    }
+
+    fn is_built_in(&self, network: &Network) -> bool {
+        network.name == self.default_network
+            || matches!(network.driver, NetworkDriver::Host | NetworkDriver::None)
+    }
+
+    /// Removes the defined networks that nobody has joined. Returns their names, and what could not be removed.
+    pub(super) fn prune(&self, kernel: &mut Kernel) -> (Vec<String>, Vec<Error>) {
+        let mut names: Vec<_> = self.networks.read().keys().cloned().collect();
+        names.sort();
+        let (mut removed, mut errors) = (Vec::new(), Vec::new());
+        for name in names {
+            match self.delete_network(kernel, &name) {
+                Ok(()) => removed.push(name),
+                Err(Error::NetworkInUse { .. } | Error::BuiltIn(_)) => {}
+                Err(error) => errors.push(error),
+            }
+        }
+        (removed, errors)
     }
 
     pub(super) fn create_network(&self, kernel: &mut Kernel, network: Network) -> Result<()> {
@@ -105,8 +199,8 @@ impl Inner {
 
     pub(super) fn delete_network(&self, kernel: &mut Kernel, name: &str) -> Result<()> {
         let Ok(active) = self.active(name) else { return Ok(()) };
-        if name == self.default_network || !matches!(active.network.driver, NetworkDriver::Bridge(_)) {
-            return Err(Error::invalid("network", name, "it is built in"));
+        if self.is_built_in(&active.network) {
+            return Err(Error::BuiltIn(name.to_owned()));
         }
         let users: Vec<_> = self
             .store
@@ -150,7 +244,7 @@ impl Inner {
         }
         driver.delete_network(&mut self.context(kernel), network)?;
         let tx = self.store.write()?;
-        for pool in crate::ipam::embedded::pools(&tx)?.iter().filter(|pool| pool.network == network.name) {
+        for pool in self.ipam.pools(&tx)?.iter().filter(|pool| pool.network == network.name) {
             self.ipam.release_pool(&tx, pool.id)?;
         }
         commit(tx)

@@ -10,7 +10,8 @@ use super::{Inner, Report};
 use crate::{
     error::{Error, Result},
     link::{self, Link},
-    model::{INTERFACE_NAME_MAX, NetworkDriver, Sandbox},
+    model::{Endpoint, NetworkDriver, Sandbox},
+    names::INTERFACE_NAME_MAX,
     store::{self, commit},
     worker::Kernel,
 };
@@ -37,6 +38,7 @@ impl Inner {
             report.restored_elements = added;
             report.removed_elements = removed;
         }
+        self.reconcile_sublinks(kernel, &mut report);
         // What could not be deleted above is still on record, and still owns its things.
         let Some(sandboxes) = take(&mut report.errors, self.store.sandboxes()) else { return report };
         self.reconcile_links(kernel, &sandboxes, &mut report);
@@ -91,6 +93,25 @@ impl Inner {
         }
     }
 
+    /// Endpoints that don't show among the host's interfaces.
+    fn reconcile_sublinks(&self, kernel: &mut Kernel, report: &mut Report) {
+        let Some(sandboxes) = take(&mut report.errors, self.store.sandboxes()) else { return };
+        for sandbox in &sandboxes {
+            let hidden = |endpoint: &&Endpoint| endpoint.has_link() && endpoint.host_interface.is_none();
+            for endpoint in sandbox.endpoints.iter().filter(hidden) {
+                let attached = self.active(&endpoint.network).and_then(|active| {
+                    if active.driver.is_attached(&mut self.context(kernel), sandbox, endpoint)? {
+                        return Ok(false);
+                    }
+                    self.attach(kernel, &active, sandbox, endpoint).map(|()| true)
+                });
+                if take(&mut report.errors, attached) == Some(true) {
+                    report.restored_endpoints.push((sandbox.id.clone(), endpoint.network.clone()));
+                }
+            }
+        }
+    }
+
     /// Whether a link is named as only we name them.
     fn is_ours(&self, link: &Link) -> bool {
         let hash = link.name.strip_prefix(&self.prefix);
@@ -107,8 +128,7 @@ impl Inner {
         let mut leases = 0;
         let current: HashSet<u64> =
             self.networks.read().values().flat_map(|active| &active.pools).map(|pool| pool.id).collect();
-        let mut unused: HashSet<u64> =
-            crate::ipam::embedded::pools(&tx)?.iter().map(|pool| pool.id).collect();
+        let mut unused: HashSet<u64> = self.ipam.pools(&tx)?.iter().map(|pool| pool.id).collect();
         unused.retain(|pool| !current.contains(pool));
         for (pool, address, lease) in self.ipam.leases(&tx)? {
             let owned = lease.boot == self.store.boot_id()

@@ -1,7 +1,8 @@
 //! What sandboxes have sent and received: one list of the host's links serves all of them.
 //!
-//! The host's side of a pair counts the same packets from the other end, so what it received the sandbox has sent. No
-//! namespace is entered. Endpoints without a host's side (`host`, `none`) have no figures.
+//! The host's side of a pair counts the same packets from the other end, so what it received the sandbox has sent: no
+//! namespace is entered. Only a sandbox with interfaces that don't show there (macvlan, ipvlan, those of CNI plugins) is
+//! looked into. On the host's stack there are no figures of one's own.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,30 +10,9 @@ use std::io;
 use super::Controller;
 use crate::error::{Error, Result};
 use crate::link;
-
-/// Counters of one interface of a sandbox, as the sandbox sees it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Name in the sandbox.
-    pub interface: String,
-    /// What came in.
-    pub received: Flow,
-    /// What went out.
-    pub sent: Flow,
-}
-
-/// Counters of one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flow {
-    /// Bytes.
-    pub bytes: u64,
-    /// Packets.
-    pub packets: u64,
-    /// Packets with errors.
-    pub errors: u64,
-    /// Packets dropped.
-    pub dropped: u64,
-}
+use crate::model::{Endpoint, Sandbox, Traffic};
+use crate::netlink::Socket;
+use crate::netns;
 
 impl Controller {
     /// Counters of all sandboxes' interfaces, by sandbox id, in the order they were joined.
@@ -46,17 +26,45 @@ impl Controller {
                 let sandboxes = inner.store.sandboxes()?;
                 let failed = |source: io::Error| Error::kernel("listing interfaces".to_owned())(source);
                 let links = link::counters(&mut kernel.route).map_err(failed)?;
-                let of = |endpoint: &crate::model::Endpoint| {
+                let of = |endpoint: &Endpoint| {
                     let (received, sent) = *links.get(endpoint.host_interface.as_deref()?)?;
                     // The ends are swapped.
                     Some(Traffic { interface: endpoint.interface.clone(), received: sent, sent: received })
                 };
                 let all = sandboxes.into_iter().map(|sandbox| {
-                    let interfaces = sandbox.endpoints.iter().filter_map(of).collect();
+                    let interfaces = if shows(&sandbox) {
+                        sandbox.endpoints.iter().filter_map(of).collect()
+                    } else {
+                        // One that is just going has none.
+                        inside(&sandbox).unwrap_or_default()
+                    };
                     (sandbox.id, interfaces)
                 });
                 Ok(all.collect())
             })
             .await?
     }
+}
+
+/// Whether all that a sandbox has shows among the host's links.
+fn shows(sandbox: &Sandbox) -> bool {
+    !sandbox.endpoints.is_empty() && sandbox.endpoints.iter().all(|endpoint| endpoint.host_interface.is_some())
+        // On the host's own stack nothing is the sandbox's.
+        || sandbox.endpoints.iter().any(|endpoint| endpoint.interface.is_empty())
+}
+
+/// Counters as the sandbox itself has them, without loopback.
+fn inside(sandbox: &Sandbox) -> Result<Vec<Traffic>> {
+    let netns = netns::open(&sandbox.netns)?;
+    let links = netns::within(&sandbox.netns, &netns, || {
+        let list = || link::counters(&mut Socket::route()?);
+        list().map_err(Error::kernel(format!("listing interfaces of {}", sandbox.netns.display())))
+    })?;
+    let mut all: Vec<_> = links
+        .into_iter()
+        .filter(|(name, _)| name != "lo")
+        .map(|(interface, (received, sent))| Traffic { interface, received, sent })
+        .collect();
+    all.sort_by(|one, other| one.interface.cmp(&other.interface));
+    Ok(all)
 }

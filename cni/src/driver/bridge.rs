@@ -9,26 +9,26 @@
 //! The host's interface name is derived from sandbox and network: a retry finds what the first attempt left, and reconciliation
 //! knows whose a link is without asking.
 
-use std::{io, net::IpAddr, os::fd::AsFd};
+use std::{io, os::fd::AsFd};
 
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use super::{Assigned, Context, Driver, bare_endpoint};
+use super::{
+    Assigned, Context, Driver, addressed_endpoint,
+    inside::{configure, quiet_ipv6},
+    mac,
+};
 use crate::{
     error::{Error, Result},
     ipam::Pool,
-    link::{self, Link, VethPair},
-    model::{
-        BridgeOptions, Endpoint, EndpointOptions, INTERFACE_NAME_MAX, Network, Sandbox, SubnetOptions,
-        stable_hash,
-    },
+    link::{self, BridgePort, Link, VethPair},
+    model::{BridgeOptions, Endpoint, EndpointOptions, Network, Sandbox, SubnetOptions},
+    names::{INTERFACE_NAME_MAX, stable_hash},
     netlink::{Messages, Socket},
     netns, sysctl,
 };
 
-/// Index of `lo` in every namespace.
-pub(super) const LOOPBACK: u32 = 1;
 const DEFAULT_MTU: u32 = 1500;
 
 #[derive(Debug)]
@@ -133,14 +133,9 @@ impl Driver for Bridge {
         host_interface.truncate(INTERFACE_NAME_MAX);
         Ok(Endpoint {
             host_interface: Some(host_interface),
-            addresses: assigned.iter().map(|assigned| assigned.address).collect(),
-            gateways: assigned.iter().map(|assigned| assigned.gateway).collect(),
-            pools: assigned.iter().map(|assigned| assigned.pool).collect(),
             mac: Some(options.mac.unwrap_or_else(|| mac(assigned, hash))),
             mtu: bridge.mtu,
-            default_route: options.default_route,
-            ports: options.ports.clone(),
-            ..bare_endpoint(network, &options.interface)
+            ..addressed_endpoint(network, options, assigned)
         })
     }
 
@@ -171,8 +166,13 @@ impl Driver for Bridge {
             quiet_ipv6(has_v6)?;
             let mut inside = Socket::route().map_err(Error::kernel(action.clone()))?;
             let index = connect(socket, &mut inside, &pair, netns.as_fd(), sandbox, &action)?;
-            link::enable_port(socket, host_name, bridge.index).map_err(Error::kernel(action.clone()))?;
-            configure(&mut inside, index, endpoint).map_err(Error::kernel(action))
+            let port = BridgePort {
+                bridge: bridge.index,
+                hairpin: self.options.hairpin,
+                isolated: !self.options.inter_container,
+            };
+            link::enable_port(socket, host_name, &port).map_err(Error::kernel(action.clone()))?;
+            configure(&mut inside, index, endpoint, true).map_err(Error::kernel(action))
         })
     }
 
@@ -181,33 +181,6 @@ impl Driver for Bridge {
         let action = format!("deleting {name} of sandbox {:?}", sandbox.id);
         link::delete(&mut context.kernel.route, name).map_err(Error::kernel(action))
     }
-}
-
-/// A MAC that follows the address, so that neighbours who remember a reused address are right; without an IPv4 address one
-/// that follows the endpoint. The first byte says "locally administered, unicast".
-fn mac(assigned: &[Assigned], hash: u64) -> [u8; 6] {
-    let v4 = assigned.iter().find_map(|assigned| match assigned.address.ip() {
-        IpAddr::V4(address) => Some(address.octets()),
-        IpAddr::V6(_) => None,
-    });
-    match v4 {
-        Some([a, b, c, d]) => [0x0a, 0x58, a, b, c, d],
-        None => {
-            let [_, _, _, a, b, c, d, e] = hash.to_be_bytes();
-            [0x0e, a, b, c, d, e]
-        }
-    }
-}
-
-/// Set before the interface exists, which takes them over: addresses come from IPAM only, at once. Without an IPv6 address the
-/// interface has no IPv6; loopback keeps `::1`.
-fn quiet_ipv6(wanted: bool) -> Result<()> {
-    if !wanted {
-        return sysctl::set("ipv6/conf/default/disable_ipv6", "1");
-    }
-    sysctl::set("ipv6/conf/default/disable_ipv6", "0")?;
-    sysctl::set("ipv6/conf/default/accept_ra", "0")?;
-    sysctl::set("ipv6/conf/default/accept_dad", "0")
 }
 
 /// Creates the pair, or finds it as an earlier attempt left it. Returns the peer's index.
@@ -243,20 +216,4 @@ fn connect(
     }
     let peer = link::find(inside, pair.peer_name).map_err(failed())?;
     peer.map(|peer| peer.index).ok_or_else(|| failed()(Errno::ENODEV.into()))
-}
-
-/// Addresses and routes, in one write.
-fn configure(inside: &mut Socket, index: u32, endpoint: &Endpoint) -> io::Result<()> {
-    let mut messages = Messages::new();
-    link::set_up(&mut messages, LOOPBACK);
-    link::set_up(&mut messages, index);
-    for address in &endpoint.addresses {
-        link::add_address(&mut messages, index, *address);
-    }
-    if endpoint.default_route {
-        for gateway in &endpoint.gateways {
-            link::add_default_route(&mut messages, index, *gateway);
-        }
-    }
-    inside.exchange(messages)?.iter().try_for_each(|reply| reply.accept(&[Errno::EEXIST]))
 }

@@ -39,7 +39,7 @@ impl Driver for None {
             let action = format!("setting lo up in {}", sandbox.netns.display());
             let set = || {
                 let mut messages = Messages::new();
-                link::set_up(&mut messages, super::bridge::LOOPBACK);
+                link::set_up(&mut messages, super::inside::LOOPBACK);
                 Socket::route()?.exchange(messages)?.iter().try_for_each(|reply| reply.accept(&[]))
             };
             set().map_err(Error::kernel(action))

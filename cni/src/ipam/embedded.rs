@@ -11,13 +11,14 @@
 //! bounded, so that a /64 does not remember every address it ever gave out. Each step is a fixed number of look-ups in ordered
 //! tables (free ranges by start, queue by number): an empty and a full pool cost the same.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{IpamDriver, Lease, Pool};
 use crate::{
+    address::{address, bits, limits, overlap},
     error::{Error, Result},
     model::SubnetOptions,
     store::{decode, encode, failed},
@@ -42,17 +43,6 @@ const WHOLE_QUEUE: u128 = 65_536;
 const SHORT_QUEUE: u64 = 4_096;
 /// More reserved addresses than this is a mistake: they are a list.
 const RESERVED_MAX: usize = 4_096;
-
-/// Makes the tables, so that readers find them.
-pub(crate) fn prepare(tx: &WriteTransaction) -> Result<()> {
-    tx.open_table(POOLS).map_err(failed("opening pools"))?;
-    tx.open_table(STATE).map_err(failed("opening pool state"))?;
-    tx.open_table(FREE).map_err(failed("opening free ranges"))?;
-    tx.open_table(QUEUE).map_err(failed("opening the queue"))?;
-    tx.open_table(QUEUED).map_err(failed("opening the queue"))?;
-    tx.open_table(LEASES).map_err(failed("opening leases"))?;
-    Ok(())
-}
 
 /// The driver; all its state is in the transaction's store.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,6 +76,20 @@ impl State {
 }
 
 impl IpamDriver for Embedded {
+    fn prepare(&self, tx: &WriteTransaction) -> Result<()> {
+        tx.open_table(POOLS).map_err(failed("opening pools"))?;
+        tx.open_table(STATE).map_err(failed("opening pool state"))?;
+        tx.open_table(FREE).map_err(failed("opening free ranges"))?;
+        tx.open_table(QUEUE).map_err(failed("opening the queue"))?;
+        tx.open_table(QUEUED).map_err(failed("opening the queue"))?;
+        tx.open_table(LEASES).map_err(failed("opening leases"))?;
+        Ok(())
+    }
+
+    fn pools(&self, tx: &WriteTransaction) -> Result<Vec<Pool>> {
+        pools(tx)
+    }
+
     fn request_pool(&self, tx: &WriteTransaction, network: &str, options: &SubnetOptions) -> Result<Pool> {
         let mut pool = describe(network, options)?;
         for other in pools(tx)? {
@@ -118,7 +122,7 @@ impl IpamDriver for Embedded {
         let (first, last) = (bits(pool.range.0), bits(pool.range.1));
         let mut free = tx.open_table(FREE).map_err(failed("opening free ranges"))?;
         let mut start = first;
-        for taken in withheld(&pool).into_iter().filter(|taken| (first..=last).contains(taken)) {
+        for taken in pool.withheld().into_iter().filter(|taken| (first..=last).contains(taken)) {
             if start < taken {
                 free.insert((pool.id, start), taken - 1).map_err(failed("writing free ranges"))?;
             }
@@ -238,7 +242,7 @@ impl IpamDriver for Embedded {
 // === Pools ===
 
 /// Checks a subnet's options and fills what they leave open.
-pub(crate) fn describe(network: &str, options: &SubnetOptions) -> Result<Pool> {
+fn describe(network: &str, options: &SubnetOptions) -> Result<Pool> {
     let subnet = options.subnet;
     if bits(subnet.ip()) != bits(subnet.network()) {
         return Err(Error::invalid(
@@ -251,7 +255,7 @@ pub(crate) fn describe(network: &str, options: &SubnetOptions) -> Result<Pool> {
     if subnet.prefix() == 0 || subnet.prefix() + 2 > width {
         return Err(Error::invalid("subnet", subnet, format!("the prefix length is 1 to {}", width - 2)));
     }
-    if options.reserved.len() > RESERVED_MAX {
+    if options.reserved.len() + options.auxiliary.len() > RESERVED_MAX {
         return Err(Error::invalid(
             "reserved",
             options.reserved.len(),
@@ -264,7 +268,8 @@ pub(crate) fn describe(network: &str, options: &SubnetOptions) -> Result<Pool> {
     if !subnet.contains(gateway) || bits(gateway) == first || broadcast {
         return Err(Error::invalid("gateway", gateway, format!("not a host's address in {subnet}")));
     }
-    if let Some(outside) = options.reserved.iter().find(|reserved| !subnet.contains(**reserved)) {
+    let reserved: Vec<IpAddr> = options.reserved.iter().chain(options.auxiliary.values()).copied().collect();
+    if let Some(outside) = reserved.iter().find(|reserved| !subnet.contains(**reserved)) {
         return Err(Error::invalid("reserved", outside, format!("outside {subnet}")));
     }
     let range = match options.range {
@@ -283,7 +288,7 @@ pub(crate) fn describe(network: &str, options: &SubnetOptions) -> Result<Pool> {
         subnet,
         range: (address(subnet, range.0), address(subnet, range.1)),
         gateway,
-        reserved: options.reserved.clone(),
+        reserved,
     })
 }
 
@@ -291,21 +296,7 @@ fn canonical(subnet: IpNetwork) -> String {
     format!("{}/{}", subnet.network(), subnet.prefix())
 }
 
-/// What is inside the subnet and never leased, in order: its own address (for IPv6 the routers' anycast address), IPv4's
-/// broadcast address, the gateway and what was reserved.
-fn withheld(pool: &Pool) -> Vec<u128> {
-    let (first, last) = limits(pool.subnet);
-    let mut taken = vec![first, bits(pool.gateway)];
-    if pool.subnet.is_ipv4() {
-        taken.push(last);
-    }
-    taken.extend(pool.reserved.iter().copied().map(bits));
-    taken.sort_unstable();
-    taken.dedup();
-    taken
-}
-
-pub(crate) fn pools(tx: &WriteTransaction) -> Result<Vec<Pool>> {
+fn pools(tx: &WriteTransaction) -> Result<Vec<Pool>> {
     let table = tx.open_table(POOLS).map_err(failed("opening pools"))?;
     table
         .iter()
@@ -374,7 +365,7 @@ fn take_static(tx: &WriteTransaction, pool: &Pool, state: &mut State, wanted: Ip
     if !pool.subnet.contains(wanted) {
         return Err(Error::invalid("address", wanted, format!("outside {}", pool.subnet)));
     }
-    if withheld(pool).contains(&chosen) {
+    if pool.withheld().contains(&chosen) {
         return Err(Error::invalid("address", wanted, format!("reserved in {}", pool.subnet)));
     }
     let leases = tx.open_table(LEASES).map_err(failed("opening leases"))?;
@@ -444,35 +435,4 @@ fn split(free: &mut FreeTable<'_>, pool: u64, start: u128, end: u128, chosen: u1
         free.insert((pool, chosen + 1), end).map_err(failed("writing free ranges"))?;
     }
     Ok(())
-}
-
-// === Addresses as numbers ===
-
-pub(crate) fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => u128::from(address.to_bits()),
-        IpAddr::V6(address) => address.to_bits(),
-    }
-}
-
-fn address(subnet: IpNetwork, bits: u128) -> IpAddr {
-    if subnet.is_ipv4() {
-        IpAddr::V4(Ipv4Addr::from_bits(u32::try_from(bits).unwrap_or(u32::MAX)))
-    } else {
-        IpAddr::V6(Ipv6Addr::from_bits(bits))
-    }
-}
-
-/// First and last address of a subnet.
-pub(crate) fn limits(subnet: IpNetwork) -> (u128, u128) {
-    let width = if subnet.is_ipv4() { 32_u32 } else { 128 };
-    let host_bits = width - u32::from(subnet.prefix());
-    let first = bits(subnet.network());
-    let span = 1_u128.checked_shl(host_bits).map_or(u128::MAX, |size| size - 1);
-    (first, first | span)
-}
-
-fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
-    let ((a_first, a_last), (b_first, b_last)) = (limits(a), limits(b));
-    a.is_ipv4() == b.is_ipv4() && a_first <= b_last && b_first <= a_last
 }

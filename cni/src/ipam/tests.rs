@@ -46,7 +46,7 @@ fn give(store: &Store, pool: &Pool, address: IpAddr, sandbox: &str) {
 
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir_in("/run").unwrap();
-    let store = Store::open(&dir.path().join("leases.redb")).unwrap();
+    let store = open(&dir.path().join("leases.redb"));
     (dir, store)
 }
 
@@ -110,10 +110,7 @@ fn ipv6_leaves_the_anycast_address_and_bounds_the_queue() {
     let tx = store.write().unwrap();
     for turn in 0..5000_u32 {
         let address = Embedded.request_address(&tx, &pool, None, &lease("s")).unwrap();
-        assert_eq!(
-            super::embedded::bits(address),
-            super::embedded::bits(pool.gateway) + 1 + u128::from(turn)
-        );
+        assert_eq!(crate::address::bits(address), crate::address::bits(pool.gateway) + 1 + u128::from(turn));
         Embedded.release_address(&tx, pool.id, address, "s").unwrap();
     }
     commit(tx).unwrap();
@@ -195,7 +192,11 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn open(path: &Path) -> Store {
-    Store::open(path).unwrap()
+    let store = Store::open(path).unwrap();
+    let tx = store.write().unwrap();
+    Embedded.prepare(&tx).unwrap();
+    commit(tx).unwrap();
+    store
 }
 
 proptest! {
@@ -275,5 +276,96 @@ proptest! {
                 prop_assert_eq!(Some(&lease.sandbox), held.get(&(u32::from(address) - base)));
             }
         }
+    }
+}
+
+/// A pod's way through the store, as the steps of a daemon that may die between any two of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Absent,
+    Holds(IpAddr),
+}
+
+/// Random interleavings of several sandboxes that take, keep and give addresses while the process dies in the middle of
+/// transactions, after a commit whose answer nobody hears, and starts again: never one address twice, never one lost.
+/// `BERTH_INTERLEAVINGS` sets how many; 100,000 take some minutes.
+#[test]
+fn interleavings_of_many_sandboxes_with_deaths_between() {
+    const SANDBOXES: usize = 5;
+    const STEPS: usize = 12;
+    let count = std::env::var("BERTH_INTERLEAVINGS").map_or(500, |text| text.parse().unwrap());
+    let dir = tempfile::tempdir_in("/run").unwrap();
+    let path = dir.path().join("leases.redb");
+    let options = subnet("10.9.0.0/29");
+    let mut store = open(&path);
+    let mut ours = pool(&store, &options);
+    // xorshift64*, so that a failure can be repeated.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: usize| {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        usize::try_from(state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % below
+    };
+    let held = |store: &Store| -> BTreeMap<String, IpAddr> {
+        let tx = store.write().unwrap();
+        let leases = Embedded.leases(&tx).unwrap();
+        let by_sandbox: BTreeMap<_, _> =
+            leases.iter().map(|(_, address, lease)| (lease.sandbox.clone(), *address)).collect();
+        assert_eq!(by_sandbox.len(), leases.len(), "one lease each");
+        by_sandbox
+    };
+    for turn in 0..count {
+        let mut ways = [Way::Absent; SANDBOXES];
+        for _ in 0..STEPS {
+            let at = random(SANDBOXES);
+            let name = format!("s{at}");
+            match (ways[at], random(12)) {
+                (_, 0) => {
+                    // The process dies in a transaction: all it did in it is undone.
+                    let tx = store.write().unwrap();
+                    let _ = Embedded.request_address(&tx, &ours, None, &lease("lost"));
+                    if let Way::Holds(address) = ways[at] {
+                        Embedded.release_address(&tx, ours.id, address, &name).unwrap();
+                    }
+                    drop(tx);
+                }
+                (_, 1) if turn % 8 == 0 => {
+                    drop(store);
+                    store = open(&path);
+                    ours = pool(&store, &options);
+                }
+                (Way::Absent, _) => match take(&store, &ours, None, &name) {
+                    Ok(address) => {
+                        let taken = ways.contains(&Way::Holds(address));
+                        assert!(!taken, "turn {turn}: {address} was given twice");
+                        ways[at] = Way::Holds(address);
+                    }
+                    Err(Error::PoolExhausted { .. }) => {
+                        assert!(ways.iter().all(|way| *way != Way::Absent), "turn {turn}: full too early");
+                    }
+                    Err(error) => panic!("turn {turn}: {error}"),
+                },
+                (Way::Holds(address), _) => {
+                    give(&store, &ours, address, &name);
+                    ways[at] = Way::Absent;
+                }
+            }
+        }
+        // Nobody heard the last answers: what is on record is found and undone, as reconciliation does it.
+        let on_record = held(&store);
+        for (at, way) in ways.iter().enumerate() {
+            let expected = if let Way::Holds(address) = way { Some(address) } else { None };
+            assert_eq!(on_record.get(&format!("s{at}")), expected, "turn {turn}");
+        }
+        for (sandbox, address) in on_record {
+            give(&store, &ours, address, &sandbox);
+        }
+        // The whole pool can be given out: nothing leaked. Not committed.
+        let tx = store.write().unwrap();
+        for number in 0..5 {
+            Embedded.request_address(&tx, &ours, None, &lease(&format!("all{number}"))).unwrap();
+        }
+        assert!(Embedded.request_address(&tx, &ours, None, &lease("more")).is_err(), "turn {turn}");
     }
 }

@@ -191,13 +191,13 @@ fn networks_are_kept_refused_when_wrong_and_removed_when_unused() {
                 ..BridgeOptions::new(bridge, [])
             })
         };
-        let blue = Network { name: "blue".into(), driver: bridge("berth1", "10.86.0.0/24") };
+        let blue = Network::new("blue", bridge("berth1", "10.86.0.0/24"));
         let cni = host.dual();
         host.runtime.block_on(async {
             cni.create_network(blue.clone()).await.unwrap();
             cni.create_network(blue.clone()).await.unwrap();
             let refused = async |name: &str, driver| {
-                cni.create_network(Network { name: name.into(), driver }).await.unwrap_err().kind()
+                cni.create_network(Network::new(name, driver)).await.unwrap_err().kind()
             };
             assert_eq!(refused("blue", bridge("berth2", "10.87.0.0/24")).await, Kind::AlreadyExists);
             assert_eq!(refused("red", bridge("berth2", "10.85.9.0/24")).await, Kind::FailedPrecondition);
@@ -228,7 +228,7 @@ fn networks_are_kept_refused_when_wrong_and_removed_when_unused() {
             cni.leave("pod", "blue").await.unwrap();
             cni.delete_network("blue").await.unwrap();
             cni.delete_network("blue").await.unwrap();
-            assert_eq!(cni.delete_network("bridge").await.unwrap_err().kind(), Kind::InvalidArgument);
+            assert_eq!(cni.delete_network("bridge").await.unwrap_err().kind(), Kind::FailedPrecondition);
         });
         assert_eq!(links("berth1").len(), 0);
         host.finish(cni);

@@ -1,6 +1,7 @@
 //! The real thing: controllers on the real kernel, each in a network namespace of its own that stands for the host.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod drivers;
 mod host;
 mod lifecycle;
 mod recovery;

@@ -43,6 +43,7 @@ impl Cli {
             Command::Rmi(rmi) => rmi.execute(address).await,
             Command::Import(import) => import.execute(address).await,
             Command::Export(export) => export.execute(address).await,
+            Command::Network(network) => network.execute(address).await,
             Command::Info(info) => info.execute(address).await,
             Command::Version(version) => version.execute(address).await,
         }
@@ -84,6 +85,9 @@ pub(crate) enum Command {
     Import(commands::import::Import),
     /// Write images to an archive that OCI tools and docker load both read
     Export(commands::export::Export),
+    /// Make, look at and remove networks, connect pods to them
+    #[command(subcommand)]
+    Network(commands::network::Network),
     /// Show the daemon's state
     Info(commands::info::Info),
     /// Show the versions of client and daemon

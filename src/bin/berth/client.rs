@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use berth::proto::berth::v1::images_client::ImagesClient;
+use berth::proto::berth::v1::networks_client::NetworksClient;
 use berth::proto::runtime::v1::image_service_client::ImageServiceClient;
 use berth::proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use berth::proto::runtime::v1::{
@@ -33,6 +34,8 @@ pub(crate) struct Client {
     pub images: ImageServiceClient<Channel>,
     /// Berth's own: images with progress, archives.
     pub transfer: ImagesClient<Channel>,
+    /// Berth's own: networks.
+    pub networks: NetworksClient<Channel>,
 }
 
 impl Client {
@@ -56,7 +59,8 @@ impl Client {
             runtime: RuntimeServiceClient::new(channel.clone())
                 .max_decoding_message_size(LARGEST_ANSWER_BYTES),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(LARGEST_ANSWER_BYTES),
-            transfer: ImagesClient::new(channel),
+            transfer: ImagesClient::new(channel.clone()),
+            networks: NetworksClient::new(channel).max_decoding_message_size(LARGEST_ANSWER_BYTES),
         })
     }
 

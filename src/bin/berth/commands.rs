@@ -9,6 +9,7 @@ pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod logs;
+pub(crate) mod network;
 pub(crate) mod pods;
 pub(crate) mod ps;
 pub(crate) mod pull;

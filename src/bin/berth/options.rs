@@ -4,6 +4,7 @@ pub(crate) mod duration;
 pub(crate) mod env;
 pub(crate) mod listing;
 pub(crate) mod name;
+pub(crate) mod network;
 pub(crate) mod port;
 pub(crate) mod quantity;
 pub(crate) mod user;

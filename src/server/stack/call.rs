@@ -80,6 +80,8 @@ const CALLS: &[(&str, Call)] = &[
 
 /// A call of Berth's own API: transfers of images among them, so without a cap.
 const OWN: Call = call("berth_api", Class::Long, false);
+/// The same for networks: the kernel's work, soon done.
+const NETWORKS: Call = call("berth_networks", Class::Change, true);
 /// A call that no service has. One name for all: clients must not make metrics grow.
 const UNKNOWN: Call = call("unknown", Class::Read, true);
 
@@ -91,6 +93,7 @@ impl Call {
             "runtime.v1.RuntimeService" | "runtime.v1.ImageService" => {
                 CALLS.iter().find(|(name, _)| *name == method).map_or(UNKNOWN, |(_, call)| *call)
             }
+            "berth.v1.Networks" => NETWORKS,
             own if own.starts_with("berth.") => OWN,
             _ => UNKNOWN,
         }

@@ -57,9 +57,9 @@ pub(crate) struct Run {
     /// Show a path of the host in the container
     #[arg(short, long, value_name = "SOURCE:DESTINATION[:OPTIONS]")]
     pub volume: Vec<String>,
-    /// Network to join: bridge or host
-    #[arg(long, value_name = "NETWORK", default_value = "bridge")]
-    pub network: String,
+    /// Network to join, one for each use: a name, host, none, or name=NAME,ip=ADDRESS,… (else the default network)
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Vec<String>,
     /// Runtime handler, one of those that `berth info` lists
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub runtime: String,

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use berth::proto::runtime::v1::{KeyValue, LinuxContainerResources, Mount, PortMapping};
 
 use super::{Run, log_dir};
+use crate::options::network::{self, Networks};
 use crate::options::{env, name, port, quantity, user, volume};
 
 /// They are all in order.
@@ -33,15 +34,14 @@ impl Settings {
         if let Some(path) = run.workdir.as_deref().filter(|path| !path.starts_with('/')) {
             bail!("-w {path}: give a path from / in the container");
         }
-        let host_network = match run.network.as_str() {
-            "bridge" | "default" => false,
-            "host" => true,
-            "none" => bail!(
-                "--network none can't be asked for yet: the CRI has no word for a pod without a network \
-                 (UNIMPLEMENTED); there are bridge and host"
-            ),
-            other => bail!("there is no network {other}: there are bridge and host"),
-        };
+        let networks = network::parse(&run.network).context("--network")?;
+        let host_network = networks == Networks::Host;
+        let mut annotations = env::pairs(&run.annotation).context("--annotation")?;
+        if let Networks::Named(text) = networks
+            && annotations.insert(network::ANNOTATION.to_owned(), text).is_some()
+        {
+            bail!("--network and --annotation {} both name networks: leave one out", network::ANNOTATION);
+        }
         if host_network && !run.publish.is_empty() {
             bail!("-p has no meaning with --network host: the container's ports are the host's own");
         }
@@ -53,7 +53,7 @@ impl Settings {
             user: run.user.as_deref().map(user::parse).transpose()?.unwrap_or_default(),
             host_network,
             labels: env::pairs(&run.label).context("--label")?,
-            annotations: env::pairs(&run.annotation).context("--annotation")?,
+            annotations,
         })
     }
 }
@@ -111,12 +111,7 @@ mod tests {
     use super::*;
 
     fn run() -> Run {
-        Run {
-            network: "bridge".into(),
-            log_dir: log_dir::DEFAULT.into(),
-            image: "a".into(),
-            ..Run::default()
-        }
+        Run { log_dir: log_dir::DEFAULT.into(), image: "a".into(), ..Run::default() }
     }
 
     #[test]
@@ -149,12 +144,19 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        let host = || Run { network: "host".into(), ..run() };
+        let host = || Run { network: vec!["host".into()], ..run() };
         assert!(Settings::read(&host()).unwrap().host_network);
         for (run, word) in [
             (Run { publish: vec!["1:1".into()], ..host() }, "no meaning"),
-            (Run { network: "none".into(), ..run() }, "UNIMPLEMENTED"),
-            (Run { network: "moon".into(), ..run() }, "no network moon"),
+            (Run { network: vec!["host".into(), "blue".into()], ..run() }, "--network"),
+            (
+                Run {
+                    network: vec!["blue".into()],
+                    annotation: vec!["berth.dev/networks=red".into()],
+                    ..run()
+                },
+                "both name networks",
+            ),
             (Run { publish: vec!["1:1".into(), "1:2".into()], ..run() }, "twice"),
             (Run { volume: vec!["/a:/x".into(), "/b:/x".into()], ..run() }, "twice"),
             (Run { workdir: Some("tmp".into()), ..run() }, "from /"),

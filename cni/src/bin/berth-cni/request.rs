@@ -1,0 +1,336 @@
+//! What is asked: environment and configuration, checked before anything is touched.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use berth_cni::model::{Forwarding, IpvlanMode, MacvlanMode, NetworkDriver, ParentOptions, SubnetOptions};
+use berth_cni::{BridgeOptions, EndpointOptions, Network, PortMapping, Protocol};
+use ipnetwork::IpNetwork;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::answer::{CONFIGURATION, DECODING, ENVIRONMENT, Failure, VERSION, VERSIONS};
+
+/// Where records are unless `dataDir` says otherwise.
+const RECORDS: &str = "/run/berth-cni";
+
+/// A command of the specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    Add,
+    Del,
+    Check,
+    Status,
+    Gc,
+    Version,
+}
+
+/// What the plugin is called as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Bridge,
+    Macvlan,
+    Ipvlan,
+    Ipam,
+}
+
+/// One run.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) command: Command,
+    pub(crate) version: String,
+    /// Where records are.
+    pub(crate) records: PathBuf,
+    /// `None` for VERSION.
+    pub(crate) network: Option<Network>,
+    /// Id of the attachment; empty for commands that are about none.
+    pub(crate) sandbox: String,
+    pub(crate) netns: PathBuf,
+    pub(crate) options: EndpointOptions,
+    pub(crate) previous: Option<Value>,
+    /// GC: ids of attachments that stay.
+    pub(crate) valid: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Config {
+    cni_version: String,
+    name: String,
+    bridge: String,
+    master: String,
+    parent: String,
+    mode: String,
+    mtu: u32,
+    /// Nothing leaves the network.
+    internal: bool,
+    /// Endpoints don't reach each other, as the reference plugin calls it.
+    port_isolation: bool,
+    ip_masq: Option<bool>,
+    hairpin_mode: Option<bool>,
+    data_dir: Option<PathBuf>,
+    ipam: Ipam,
+    runtime_config: Runtime,
+    prev_result: Option<Value>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Vec<Attachment>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Ipam {
+    r#type: String,
+    /// As in host-local: sets of ranges; the first of each set counts.
+    ranges: Vec<Vec<Range>>,
+    subnet: Option<IpNetwork>,
+    gateway: Option<IpAddr>,
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Range {
+    subnet: IpNetwork,
+    gateway: Option<IpAddr>,
+    /// Addresses are given out of this part only.
+    range: Option<IpNetwork>,
+    #[serde(default)]
+    reserved: Vec<IpAddr>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Runtime {
+    port_mappings: Vec<Port>,
+    mac: String,
+    ips: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Port {
+    host_port: u16,
+    container_port: u16,
+    #[serde(default)]
+    protocol: String,
+    #[serde(default, rename = "hostIP")]
+    host_ip: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Attachment {
+    #[serde(rename = "containerID")]
+    container_id: String,
+    ifname: String,
+}
+
+impl Request {
+    /// Reads and checks.
+    pub(crate) fn read(
+        called: &str,
+        variable: impl Fn(&str) -> String,
+        input: &[u8],
+    ) -> Result<Self, Failure> {
+        let command = command(&variable("CNI_COMMAND"))?;
+        let config: Config = serde_json::from_slice(input)
+            .map_err(|error| Failure::new(DECODING, "the configuration can't be read", error))?;
+        let version = if config.cni_version.is_empty() { "0.1.0" } else { &config.cni_version }.to_owned();
+        if command != Command::Version && !VERSIONS.contains(&version.as_str()) {
+            let known = format!("there are {}", VERSIONS.join(", "));
+            return Err(Failure::new(VERSION, format!("CNI version {version} is not spoken"), known));
+        }
+        Self::checked(called, command, version.clone(), config, variable)
+            .map_err(|failure| if command == Command::Version { failure } else { failure.speaking(&version) })
+    }
+
+    fn checked(
+        called: &str,
+        command: Command,
+        version: String,
+        config: Config,
+        variable: impl Fn(&str) -> String,
+    ) -> Result<Self, Failure> {
+        let records = config.data_dir.clone().or_else(|| config.ipam.data_dir.clone());
+        let mut request = Self {
+            command,
+            version,
+            records: records.unwrap_or_else(|| RECORDS.into()),
+            network: None,
+            sandbox: String::new(),
+            netns: PathBuf::new(),
+            options: EndpointOptions::default(),
+            previous: config.prev_result.clone(),
+            valid: config
+                .valid_attachments
+                .iter()
+                .map(|one| attachment(&one.container_id, &one.ifname))
+                .collect(),
+        };
+        if command == Command::Version {
+            return Ok(request);
+        }
+        let role = role(called)?;
+        request.network = Some(network(role, &config)?);
+        if matches!(command, Command::Status | Command::Gc) {
+            return Ok(request);
+        }
+        let required = |name: &str| {
+            let value = variable(name);
+            if value.is_empty() {
+                return Err(Failure::new(ENVIRONMENT, format!("{name} is missing"), ""));
+            }
+            Ok(value)
+        };
+        let (id, interface) = (required("CNI_CONTAINERID")?, required("CNI_IFNAME")?);
+        request.sandbox = attachment(&id, &interface);
+        // What is deleted may have lost its namespace.
+        request.netns =
+            if command == Command::Del { variable("CNI_NETNS") } else { required("CNI_NETNS")? }.into();
+        request.options = options(interface, &config.runtime_config)?;
+        Ok(request)
+    }
+}
+
+/// One attachment is a sandbox of its own: a container may join one network twice, by two interfaces.
+fn attachment(id: &str, interface: &str) -> String {
+    format!("{id}.{interface}")
+}
+
+fn command(text: &str) -> Result<Command, Failure> {
+    Ok(match text {
+        "ADD" => Command::Add,
+        "DEL" => Command::Del,
+        "CHECK" => Command::Check,
+        "STATUS" => Command::Status,
+        "GC" => Command::Gc,
+        "VERSION" => Command::Version,
+        other => {
+            let known = "there are ADD, DEL, CHECK, STATUS, GC and VERSION";
+            return Err(Failure::new(ENVIRONMENT, format!("CNI_COMMAND {other:?} is unknown"), known));
+        }
+    })
+}
+
+fn role(called: &str) -> Result<Role, Failure> {
+    let name = Path::new(called).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match name.strip_prefix("berth-").unwrap_or(&name) {
+        "bridge" => Ok(Role::Bridge),
+        "macvlan" => Ok(Role::Macvlan),
+        "ipvlan" => Ok(Role::Ipvlan),
+        "ipam" => Ok(Role::Ipam),
+        _ => {
+            let known = "link it as berth-bridge, berth-macvlan, berth-ipvlan or berth-ipam";
+            Err(Failure::new(CONFIGURATION, format!("called as {name:?}, which says nothing"), known))
+        }
+    }
+}
+
+fn network(role: Role, config: &Config) -> Result<Network, Failure> {
+    let invalid = |what: &str, why: &str| Failure::new(CONFIGURATION, what.to_owned(), why);
+    if config.name.is_empty() {
+        return Err(invalid("the configuration has no name", ""));
+    }
+    let own = matches!(config.ipam.r#type.as_str(), "" | "berth-ipam");
+    if role != Role::Ipam && !own {
+        let what = format!("ipam of type {:?} can't be combined with this plugin", config.ipam.r#type);
+        return Err(invalid(&what, "leave the type out, or use berth-ipam"));
+    }
+    let subnets = subnets(&config.ipam)?;
+    if subnets.is_empty() {
+        return Err(invalid("ipam has no subnet", "give ipam.subnet or ipam.ranges"));
+    }
+    fn mode<T: std::str::FromStr<Err = String> + Default>(text: &str) -> Result<T, Failure> {
+        if text.is_empty() {
+            return Ok(T::default());
+        }
+        text.parse().map_err(|error: String| Failure::new(CONFIGURATION, format!("mode {text:?}"), error))
+    }
+    let parent = || {
+        let interface = if config.parent.is_empty() { &config.master } else { &config.parent };
+        if interface.is_empty() {
+            return Err(invalid("master is missing", "which interface of the host?"));
+        }
+        let interface = interface.clone();
+        let subnets = subnets.clone();
+        Ok(ParentOptions { interface, made: false, subnets, mtu: config.mtu, internal: config.internal })
+    };
+    let driver = match role {
+        Role::Bridge => {
+            let forwarding = match (config.internal, config.ip_masq, config.mode.as_str()) {
+                (true, _, _) => Forwarding::Internal,
+                (false, Some(false), "") => Forwarding::Routed,
+                (false, _, text) => mode(text)?,
+            };
+            let bridge = if config.bridge.is_empty() { "bcni0" } else { &config.bridge };
+            NetworkDriver::Bridge(BridgeOptions {
+                bridge: bridge.to_owned(),
+                subnets: subnets.clone(),
+                mtu: config.mtu,
+                forwarding,
+                inter_container: !config.port_isolation,
+                hairpin: config.hairpin_mode.unwrap_or(true),
+            })
+        }
+        Role::Macvlan => NetworkDriver::Macvlan(mode::<MacvlanMode>(&config.mode)?, parent()?),
+        Role::Ipvlan => NetworkDriver::Ipvlan(mode::<IpvlanMode>(&config.mode)?, parent()?),
+        Role::Ipam => NetworkDriver::Addresses(subnets.clone()),
+    };
+    // Apart from the names of networks that are always there.
+    Ok(Network::new(format!("cni-{}", config.name), driver))
+}
+
+fn subnets(ipam: &Ipam) -> Result<Vec<SubnetOptions>, Failure> {
+    let single =
+        ipam.subnet.map(|subnet| Range { subnet, gateway: ipam.gateway, range: None, reserved: Vec::new() });
+    let several = ipam.ranges.iter().filter_map(|set| set.first().cloned());
+    if let Some(set) = ipam.ranges.iter().find(|set| set.len() > 1) {
+        let why = format!("{} ranges in one set: one is all there can be", set.len());
+        return Err(Failure::new(CONFIGURATION, "ipam.ranges", why));
+    }
+    let options = |range: Range| SubnetOptions {
+        subnet: range.subnet,
+        range: range.range,
+        gateway: range.gateway,
+        reserved: range.reserved,
+        auxiliary: BTreeMap::new(),
+    };
+    Ok(single.into_iter().chain(several).map(options).collect())
+}
+
+fn options(interface: String, runtime: &Runtime) -> Result<EndpointOptions, Failure> {
+    let invalid = |what: &str, value: &str| {
+        Failure::new(CONFIGURATION, format!("runtimeConfig.{what} {value:?} can't be read"), "")
+    };
+    let address = |text: &String| {
+        text.split('/').next().and_then(|text| text.parse().ok()).ok_or_else(|| invalid("ips", text))
+    };
+    let mac = match runtime.mac.as_str() {
+        "" => None,
+        text => {
+            let bytes: Option<Vec<u8>> =
+                text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+            Some(bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| invalid("mac", text))?)
+        }
+    };
+    let port = |port: &Port| {
+        let protocol = match port.protocol.to_ascii_lowercase().as_str() {
+            "" | "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
+            other => return Err(invalid("portMappings", other)),
+        };
+        let host_ip = match port.host_ip.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| invalid("portMappings", text))?),
+        };
+        Ok(PortMapping { protocol, host_ip, host_port: port.host_port, container_port: port.container_port })
+    };
+    Ok(EndpointOptions {
+        addresses: runtime.ips.iter().map(address).collect::<Result<_, _>>()?,
+        mac,
+        interface,
+        ports: runtime.port_mappings.iter().map(port).collect::<Result<_, _>>()?,
+        ..EndpointOptions::default()
+    })
+}

@@ -1,0 +1,154 @@
+//! What plugins are told of a pod beside its namespace: arguments and capability arguments, as kubelets' runtimes give them.
+
+use berth_cni::PortMapping;
+use serde_json::{Map, Value, json};
+
+use super::choice::Choice;
+use crate::pod::error::Error;
+use crate::proto::runtime::v1::PodSandboxConfig;
+
+const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
+const EGRESS: &str = "kubernetes.io/egress-bandwidth";
+/// No limit on bursts: what containerd tells the bandwidth plugin. In bits.
+const BURST: u64 = 4_294_967_295;
+/// The limits the kubelet has for rates: 1k to 1P bits a second.
+const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
+
+/// `CNI_ARGS`.
+pub(super) fn arguments(config: &PodSandboxConfig, id: &str) -> Vec<(&'static str, String)> {
+    let metadata = config.metadata.clone().unwrap_or_default();
+    vec![
+        ("IgnoreUnknown", "1".to_owned()),
+        ("K8S_POD_NAMESPACE", metadata.namespace),
+        ("K8S_POD_NAME", metadata.name),
+        ("K8S_POD_INFRA_CONTAINER_ID", id.to_owned()),
+        ("K8S_POD_UID", metadata.uid),
+    ]
+}
+
+/// Capability arguments (CONVENTIONS.md of the CNI project, "Dynamic Plugin specific fields").
+pub(super) fn capabilities(config: &PodSandboxConfig, choice: &Choice) -> Result<Map<String, Value>, Error> {
+    let mut capabilities = Map::new();
+    let mut put = |name: &str, value: Value| capabilities.insert(name.to_owned(), value);
+    let options = &choice.options;
+    if !options.ports.is_empty() {
+        put("portMappings", options.ports.iter().map(port).collect());
+    }
+    if !options.addresses.is_empty() {
+        put("ips", options.addresses.iter().map(|address| Value::String(address.to_string())).collect());
+    }
+    if let Some(mac) = options.mac {
+        put("mac", Value::String(mac.map(|byte| format!("{byte:02x}")).join(":")));
+    }
+    if let Some(dns) = &config.dns_config {
+        put("dns", json!({"servers": dns.servers, "searches": dns.searches, "options": dns.options}));
+    }
+    let mut bandwidth = Map::new();
+    for (annotation, rate, burst) in
+        [(INGRESS, "ingressRate", "ingressBurst"), (EGRESS, "egressRate", "egressBurst")]
+    {
+        if let Some(text) = config.annotations.get(annotation) {
+            let bits = bits_per_second(text).filter(|bits| RATES.contains(bits)).ok_or_else(|| {
+                let reason = format!("{text:?} is no rate from 1k to 1P bits a second, as in 10M");
+                Error::Networks { annotation, reason }
+            })?;
+            bandwidth.insert(rate.to_owned(), bits.into());
+            bandwidth.insert(burst.to_owned(), BURST.into());
+        }
+    }
+    if !bandwidth.is_empty() {
+        put("bandwidth", Value::Object(bandwidth));
+    }
+    Ok(capabilities)
+}
+
+fn port(mapping: &PortMapping) -> Value {
+    let mut value = json!({
+        "hostPort": mapping.host_port,
+        "containerPort": mapping.container_port,
+        "protocol": mapping.protocol.to_string(),
+    });
+    if let Some(host) = mapping.host_ip {
+        value["hostIP"] = host.to_string().into();
+    }
+    value
+}
+
+/// A whole Kubernetes quantity: `1000`, `10M`, `1Gi`.
+fn bits_per_second(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "P" => 1_000_000_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use berth_cni::{EndpointOptions, Protocol};
+
+    use super::*;
+
+    fn choice(options: EndpointOptions) -> Choice {
+        Choice { network: "pods".into(), options }
+    }
+
+    #[test]
+    fn capabilities_are_what_plugins_expect() {
+        let ports = vec![PortMapping {
+            protocol: Protocol::Udp,
+            host_ip: Some("192.0.2.1".parse().unwrap()),
+            host_port: 53,
+            container_port: 5353,
+        }];
+        let options = EndpointOptions {
+            ports,
+            addresses: vec!["10.1.0.5".parse().unwrap()],
+            mac: Some([2, 0, 0, 0, 0, 10]),
+            ..EndpointOptions::default()
+        };
+        let config = PodSandboxConfig {
+            annotations: [(INGRESS.to_owned(), "10M".to_owned())].into(),
+            ..PodSandboxConfig::default()
+        };
+        let found = capabilities(&config, &choice(options)).unwrap();
+        let expected = json!({
+            "portMappings": [{"hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "192.0.2.1"}],
+            "ips": ["10.1.0.5"],
+            "mac": "02:00:00:00:00:0a",
+            "bandwidth": {"ingressRate": 10_000_000, "ingressBurst": BURST},
+        });
+        assert_eq!(Value::Object(found), expected);
+        assert!(
+            capabilities(&PodSandboxConfig::default(), &choice(EndpointOptions::default()))
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn rates_are_quantities_within_limits() {
+        assert_eq!(bits_per_second("1Mi"), Some(1_048_576));
+        for bad in ["", "fast", "10X", "1", "2P", "-1M", "99999999999999999999"] {
+            let config = PodSandboxConfig {
+                annotations: [(EGRESS.to_owned(), bad.to_owned())].into(),
+                ..PodSandboxConfig::default()
+            };
+            let error = capabilities(&config, &choice(EndpointOptions::default())).unwrap_err();
+            assert!(error.to_string().contains(EGRESS), "{bad}: {error}");
+        }
+    }
+}
