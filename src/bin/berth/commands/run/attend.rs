@@ -106,7 +106,8 @@ pub(crate) async fn until_ended(
                 let mut printer = Printer::default();
                 let log = Some(launched.log_directory.join(log_dir::FILE));
                 let (id, start) = (&launched.container_id, Start::Beginning);
-                Ok(Watched::Ended(logs::until_ended(&mut watcher, id, log, start, &mut printer).await?))
+                let status = logs::until_ended(&mut watcher, id, log, start, &mut printer).await?;
+                Ok(Watched::Ended(status.map(Box::new)))
             }
         }
     };
@@ -137,7 +138,7 @@ pub(crate) async fn until_ended(
 /// What was seen of it last.
 enum Watched {
     /// It ended so; without a status it was removed.
-    Ended(Option<ContainerStatus>),
+    Ended(Option<Box<ContainerStatus>>),
     /// The person left.
     Left,
 }
@@ -158,7 +159,8 @@ async fn at_streams(
         Outcome::Done | Outcome::Exit(_) => {}
     }
     let (id, mut printer) = (&launched.container_id, Printer::default());
-    Ok(Watched::Ended(logs::until_ended(client, id, None, Start::Beginning, &mut printer).await?))
+    let status = logs::until_ended(client, id, None, Start::Beginning, &mut printer).await?;
+    Ok(Watched::Ended(status.map(Box::new)))
 }
 
 /// What its exit code alone does not say.
