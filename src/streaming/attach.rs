@@ -1,5 +1,7 @@
 //! An attach session: a client at the streams of a container's own process.
 
+use std::io::ErrorKind;
+
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
@@ -18,20 +20,34 @@ pub(super) struct Attach {
     pub(super) wants: Wants,
 }
 
-/// Serves the client until the container ends, or the client goes: of that the container notices nothing, unless its input
-/// was to end with its first client.
-pub(super) async fn run(pods: &Pods, attach: Attach, client: &mut Client) -> Outcome {
-    let Attach { container: id, wants } = attach;
-    let found = pods.container(&id);
+/// The container's side of a session.
+#[derive(Debug)]
+pub(super) struct Ends {
+    container: String,
+    shim: Shim,
+    screen: Screen,
+    keyboard: Keyboard,
+}
+
+/// Attaches to the container.
+pub(super) async fn ends(pods: &Pods, attach: &Attach) -> Result<Ends, Outcome> {
+    let id = &attach.container;
+    let found = pods.container(id);
     let Some((container, shim)) =
         found.and_then(|(_, container)| container.shim.clone().map(|shim| (container, shim)))
     else {
-        return Outcome::Failed(format!("container {id} is not running"));
+        return Err(Outcome::Failed(format!("container {id} is not running")));
     };
-    let (screen, keyboard) = match shim::attach(&id, &container.bundle, wants.stdin).await {
-        Ok(ends) => ends,
-        Err(error) => return Outcome::Failed(chain(&error)),
-    };
+    match shim::attach(id, &container.bundle, attach.wants.stdin).await {
+        Ok((screen, keyboard)) => Ok(Ends { container: id.clone(), shim, screen, keyboard }),
+        Err(error) => Err(Outcome::Failed(chain(&error))),
+    }
+}
+
+/// Serves the client until the container ends, or the client goes: of that the container notices nothing, unless its input
+/// was to end with its first client.
+pub(super) async fn run(ends: Ends, client: &mut Client) -> Outcome {
+    let Ends { container: id, shim, screen, keyboard } = ends;
     client.greet().await;
     let (stdin, resize) = (client.stdin.take(), client.resize.take());
     let inputs = async {
@@ -59,6 +75,10 @@ async fn show(mut screen: Screen, client: &Client, id: &str) -> Outcome {
                 continue;
             }
             Ok(None) => return Outcome::Success,
+            // The shim ended, and what this client was too slow to read went with it.
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {
+                return Outcome::Success;
+            }
             Err(error) => {
                 return Outcome::Failed(format!("reading from the shim of container {id}: {error}"));
             }

@@ -35,6 +35,8 @@ pub(super) struct Exec {
 
 /// Runs the command until it ends, or the client is gone: then all of it is ended.
 pub(super) async fn run(pods: &Pods, exec: Exec, client: &mut Client) -> Outcome {
+    // At once: clients that wait for it have their terminal's size to say.
+    client.greet().await;
     let mut sizes = client.resize.take().map(Sizes::new);
     let first = match &mut sizes {
         Some(sizes) => tokio::time::timeout(FIRST_SIZE, sizes.next()).await.ok().flatten(),
@@ -44,7 +46,6 @@ pub(super) async fn run(pods: &Pods, exec: Exec, client: &mut Client) -> Outcome
         Ok(command) => command,
         Err(message) => return Outcome::Failed(message),
     };
-    client.greet().await;
     let gone = client.link.gone.clone();
     let stdin = client.stdin.take();
     match with_client(command, stdin, sizes, client, &gone).await {

@@ -201,9 +201,14 @@ async fn session(
             client.finish(&outcome).await;
         }
         Call::Attach(attach) => {
+            // Before the client's streams are taken: once they are, it misses nothing that is printed.
+            let ends = attach::ends(&shared.pods, &attach).await;
             let Some(mut client) = client(io, peer, transport, attach.wants).await else { return };
             let _watch = watch(shared, &client.link, stop);
-            let outcome = attach::run(&shared.pods, attach, &mut client).await;
+            let outcome = match ends {
+                Ok(ends) => attach::run(ends, &mut client).await,
+                Err(outcome) => outcome,
+            };
             client.finish(&outcome).await;
         }
         Call::PortForward(target) => {

@@ -294,8 +294,15 @@ async fn contradictions(world: &mut World) {
     assert_code(world.exec_url(&"e".repeat(64), &["true"], OUTPUT).await, Code::NotFound);
     assert_code(world.attach_url(&id, Streams::default()).await, Code::InvalidArgument);
     let image = world.image("busybox").await;
-    let created = world.create(&pod_id, &pod, &container("second", &image, &["true"])).await.unwrap();
+    let created =
+        world.create(&pod_id, &pod, &container("second", &image, &["echo", "early"])).await.unwrap();
     assert_code(world.exec_url(&created, &["true"], OUTPUT).await, Code::FailedPrecondition);
+    // Who attaches before the start misses nothing.
+    let early = world.attach_url(&created, OUTPUT).await.unwrap();
+    let early = Session::over(world.dial(&early), &early, Wire::SPDY, OUTPUT).await;
+    world.start_container(&created).await.unwrap();
+    assert_eq!(early.end().await.stdout, "early\n");
+    world.wait_exit(&created).await;
     assert_code(world.attach_url(&created, OUTPUT).await, Code::FailedPrecondition);
     // It ended between the call and the session.
     let config = script("short", &image, "sleep 1");

@@ -218,6 +218,10 @@ async fn a_stuck_connection_does_not_hold_up_others(world: &mut World) {
     for tunnel in [false, true] {
         let mut forward = Forward::open(world, &pod, tunnel).await;
         let stuck = forward.connect(4001).await;
+        // Before the flood: a connection that is opened behind it is only seen when it has passed.
+        let mut pipe = forward.connect(4000).await;
+        pipe.input.write(b"there").await.unwrap();
+        pipe.output.until("there").await;
         let flooding = tokio::spawn({
             let input = stuck.input.clone();
             async move {
@@ -227,7 +231,6 @@ async fn a_stuck_connection_does_not_hold_up_others(world: &mut World) {
                 }
             }
         });
-        let mut pipe = forward.connect(4000).await;
         for round in 0..40 {
             let said = format!("round {round}.");
             pipe.input.write(said.as_bytes()).await.unwrap();

@@ -144,7 +144,8 @@ impl Session {
 
     async fn spdy(mut spdy: Spdy, streams: Streams) -> Self {
         let closed = || Output(mpsc::channel(1).1);
-        let (error_input, error) = spdy.open(&[("streamtype", "error")]).await;
+        // A server that takes streams is attached already.
+        let (error_input, error) = spdy.open_taken(&[("streamtype", "error")]).await;
         error_input.close().await;
         let mut wanted = async |kind, wanted: bool| {
             if wanted { Some(spdy.open(&[("streamtype", kind)]).await) } else { None }
@@ -173,7 +174,10 @@ impl Session {
         assert_eq!(answer.headers()["Sec-WebSocket-Protocol"], protocol);
         let (sink, mut stream) = socket.split();
         let (senders, outputs): (Vec<_>, Vec<_>) = (0..3).map(|_| mpsc::channel::<Bytes>(4)).unzip();
+        // The first message says that the streams are in place.
+        let first = futures::stream::iter(stream.next().await);
         let reader = tokio::spawn(async move {
+            let mut stream = first.chain(stream);
             while let Some(Ok(message)) = stream.next().await {
                 let data = match message {
                     Message::Binary(data) => data,

@@ -57,6 +57,14 @@ impl Spdy {
         (input, Output(receiver))
     }
 
+    /// The same; comes back when the server has taken it.
+    pub(crate) async fn open_taken(&mut self, headers: &[(&str, &str)]) -> (Input, Output) {
+        let (input, mut output) = self.open(headers).await;
+        // The reply, or the connection's end.
+        let _ = output.0.recv().await;
+        (input, output)
+    }
+
     /// The connection's own compression of a header block.
     pub(crate) fn pack(&mut self, raw: &[u8]) -> Vec<u8> {
         let mut packed = Vec::with_capacity(raw.len() + 1024);
@@ -143,6 +151,14 @@ async fn frame(io: &mut ReadHalf<BoxIo>, routes: &Routes) -> std::io::Result<()>
     io.read_exact(&mut payload).await?;
     let id = if a & 0x80 == 0 {
         u32::from_be_bytes([a, b, c, d])
+    } else if [c, d] == [0, 2] {
+        // SYN_REPLY: an empty message for who waits for it.
+        let id = u32::from_be_bytes(*payload.first_chunk().unwrap());
+        let route = routes.lock().unwrap().get(&id).cloned();
+        if let Some(route) = route {
+            let _ = route.send(Bytes::new()).await;
+        }
+        return Ok(());
     } else if [c, d] == [0, 3] {
         // RST_STREAM
         u32::from_be_bytes(*payload.first_chunk().unwrap())
