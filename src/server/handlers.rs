@@ -26,7 +26,7 @@ const LENGTH_MAX: u64 = 1 << 20;
 pub(super) struct Abilities {
     /// Mounts that are read-only with all that is mounted below them (KEP-3857).
     pub(super) recursive_read_only_mounts: bool,
-    /// Pods with a user namespace, their volumes mapped (KEP-127).
+    /// Pods with a user namespace, their volumes mapped (KEP-127), where the kernel has all that this needs.
     pub(super) user_namespaces: bool,
 }
 
@@ -50,7 +50,8 @@ fn of(name: &str, runtime: &Runtime) -> Abilities {
         }),
     };
     match answer {
-        Ok(features) => abilities(&features, has_mount_setattr(), maps_mounts()),
+        // Mounts with mapped owners are our own shim's work, whoever creates the container; another's shim does not do it.
+        Ok(features) => abilities(&features, has_mount_setattr(), matches!(runtime, Runtime::Oci { .. })),
         Err(error) => {
             tracing::info!(handler = name, error, "does not tell its features: none is assumed");
             Abilities::default()
@@ -60,12 +61,7 @@ fn of(name: &str, runtime: &Runtime) -> Abilities {
 
 /// What the linked-in runtime can do on this kernel.
 fn built_in() -> Abilities {
-    Abilities { recursive_read_only_mounts: has_mount_setattr(), user_namespaces: built_in_user_namespaces() }
-}
-
-/// Whether pods of the linked-in runtime can have user namespaces.
-fn built_in_user_namespaces() -> bool {
-    false
+    Abilities { recursive_read_only_mounts: has_mount_setattr(), user_namespaces: true }
 }
 
 fn abilities(features: &Value, recursive: bool, mapped: bool) -> Abilities {
@@ -75,10 +71,9 @@ fn abilities(features: &Value, recursive: bool, mapped: bool) -> Abilities {
             .and_then(Value::as_array)
             .is_some_and(|list| list.iter().any(|one| one == wanted))
     };
-    let maps = features.pointer("/linux/mountExtensions/idmap/enabled") == Some(&Value::Bool(true));
     Abilities {
         recursive_read_only_mounts: recursive && lists("/mountOptions", "rro"),
-        user_namespaces: mapped && maps && lists("/linux/namespaces", "user"),
+        user_namespaces: mapped && lists("/linux/namespaces", "user"),
     }
 }
 
@@ -137,11 +132,6 @@ fn has_mount_setattr() -> bool {
     kernel() >= (5, 12)
 }
 
-/// Pods' volumes can be mapped, tmpfs among them, since linux 6.3.
-fn maps_mounts() -> bool {
-    kernel() >= (6, 3)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -155,7 +145,7 @@ mod tests {
     fn document() -> Value {
         json!({
             "mountOptions": ["ro", "rro"],
-            "linux": {"namespaces": ["pid", "user"], "mountExtensions": {"idmap": {"enabled": true}}},
+            "linux": {"namespaces": ["pid", "user"]},
         })
     }
 
@@ -165,10 +155,6 @@ mod tests {
         assert_eq!(abilities(&document(), true, true), all);
         assert_eq!(abilities(&document(), false, false), Abilities::default());
         assert_eq!(abilities(&json!({}), true, true), Abilities::default());
-        // runc 1.1 has the namespace, but maps no mounts.
-        let mut old = document();
-        old["linux"]["mountExtensions"] = Value::Null;
-        assert!(!abilities(&old, true, true).user_namespaces);
     }
 
     #[test]
