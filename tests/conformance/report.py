@@ -14,7 +14,6 @@ import xml.etree.ElementTree as ElementTree
 REASONS = [
     (r"public image with digest", "asks for the real image by its digest, which no substitute can have"),
     (r"\[k8s\.io\] AppArmor", "AppArmor is not on on this host"),
-    (r"\[k8s\.io\] NRI|Node Resource Interface", "Berth has no NRI socket yet"),
     (r"benchmark", "measures, and judges nothing: run with `-ginkgo.focus=benchmark`"),
     (r"UserNamespaces", "this kernel lacks what user namespaces of pods need, and Status says so"),
 ]
@@ -23,7 +22,9 @@ SECOND = [
     (r"StopContainer should not return an error if already stopped", "the emulated machine is slow: SIGTERM comes before "
      "the command handles it, and the grace period is the spec's own time limit"),
     (r"RemoveContainer should not return an error if not found", "counts the failure of the spec before it, whose call goes on"),
-    (r"Image Volume", "image volumes of several layers need linux 6.7"),
+    (r"Image Volume", "the run there is older than image volumes of several layers below linux 6.7"),
+    (r"\[k8s\.io\] NRI|Node Resource Interface", "the run there is older than NRI here"),
+    (r"UserNamespaces", "needs linux 6.3"),
 ]
 
 
