@@ -19,6 +19,7 @@ use oci_spec::runtime::{Process, Spec};
 
 use crate::adapt::Restrictions;
 use crate::job::Reporter;
+use crate::status::{Code, Failure};
 use crate::sys;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -149,7 +150,7 @@ impl Executor for Command {
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         restrict(&self.restrictions).map_err(|message| {
-            self.reporter.reason(&message);
+            self.reporter.reason(&Failure::internal(message.as_str()));
             ExecutorValidationError::ArgValidationError(message)
         })?;
         let process = spec.process().as_ref();
@@ -158,7 +159,8 @@ impl Executor for Command {
         let command =
             process.args().as_ref().and_then(|arguments| arguments.first()).cloned().unwrap_or_default();
         resolve(&command, process.env().as_deref().unwrap_or_default()).map(|_| ()).map_err(|message| {
-            self.reporter.reason(&message);
+            // What the image holds does not suit what was asked of it: nothing of ours is at fault.
+            self.reporter.reason(&Failure::new(Code::FailedPrecondition, message.as_str()));
             ExecutorValidationError::ArgValidationError(message)
         })
     }

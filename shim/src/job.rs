@@ -76,8 +76,8 @@ impl Reporter {
     }
 
     /// Says what went wrong in words that beat whatever `failed` says later.
-    pub(crate) fn reason(&self, reason: &str) {
-        self.send(b'M', reason.as_bytes(), None);
+    pub(crate) fn reason(&self, reason: &Failure) {
+        self.send(b'M', &coded(reason), None);
     }
 
     /// One error that a library logged on its way.
@@ -86,9 +86,7 @@ impl Reporter {
     }
 
     pub(crate) fn failed(&self, failure: &Failure) {
-        let mut body = vec![failure.code as u8];
-        body.extend_from_slice(failure.message.as_bytes());
-        self.send(b'E', &body, None);
+        self.send(b'E', &coded(failure), None);
     }
 
     /// A reporter on the channel of a job that [`Job::of`] watches.
@@ -101,6 +99,18 @@ impl Reporter {
     }
 }
 
+/// A failure as it travels: a byte of code, then the message.
+fn coded(failure: &Failure) -> Vec<u8> {
+    let mut body = vec![failure.code as u8];
+    body.extend_from_slice(failure.message.as_bytes());
+    body
+}
+
+fn decoded(body: &[u8]) -> Failure {
+    let code = Code::from_byte(body.first().copied().unwrap_or(0));
+    Failure::new(code, String::from_utf8_lossy(body.get(1..).unwrap_or_default()))
+}
+
 /// The shim's end.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -109,7 +119,7 @@ pub(crate) struct Job {
     socket: OwnedFd,
     buffer: Vec<u8>,
     fds: Vec<OwnedFd>,
-    reason: Option<String>,
+    reason: Option<Failure>,
     traces: Vec<String>,
 }
 
@@ -200,13 +210,9 @@ impl Job {
                 b'C' => reports.push(Report::Cgroup(text())),
                 b'F' if !self.fds.is_empty() => reports.push(Report::Terminal(self.fds.remove(0))),
                 b'D' => reports.push(Report::Done),
-                b'M' => self.reason = Some(text()),
+                b'M' => self.reason = Some(decoded(body)),
                 b'T' if self.traces.len() < 8 => self.traces.push(text()),
-                b'E' => {
-                    let code = Code::from_byte(body.first().copied().unwrap_or(0));
-                    let message = String::from_utf8_lossy(body.get(1..).unwrap_or_default()).into_owned();
-                    reports.push(Report::Failed(Failure::new(code, self.best_message(message))));
-                }
+                b'E' => reports.push(Report::Failed(self.clearest(decoded(body)))),
                 _ => {}
             }
             used += 5 + length;
@@ -216,10 +222,13 @@ impl Job {
     }
 
     /// The clearest thing known about what went wrong.
-    pub(crate) fn best_message(&self, message: String) -> String {
+    pub(crate) fn clearest(&self, failure: Failure) -> Failure {
         if let Some(reason) = &self.reason {
-            return reason.clone();
+            return Failure::new(reason.code, reason.message.clone());
         }
-        if self.traces.is_empty() { message } else { format!("{message} ({})", self.traces.join("; ")) }
+        if self.traces.is_empty() {
+            return failure;
+        }
+        Failure::new(failure.code, format!("{} ({})", failure.message, self.traces.join("; ")))
     }
 }

@@ -60,8 +60,7 @@ impl Binary {
         }
         let _ = inherits;
         let message = said.unwrap_or_else(|| format!("{} {what}: {status}", self.path.display()));
-        let code = if message.contains("does not exist") { Code::NotFound } else { Code::Internal };
-        Err(Failure::new(code, message))
+        Err(Failure::said(message))
     }
 
     pub(crate) fn create(&self, creation: Creation, reporter: &Reporter) -> Result<(), Failure> {

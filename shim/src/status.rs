@@ -50,6 +50,20 @@ impl Failure {
         Self::new(Code::Internal, message)
     }
 
+    /// The words of another runtime, which has no codes. A command that the image lacks or that can't be executed is no
+    /// fault of the runtime: runc, crun and youki say so in these words.
+    pub(crate) fn said(message: impl Into<String>) -> Self {
+        let message = message.into();
+        let code = if ["exec: \"", "executable file"].iter().any(|words| message.contains(words)) {
+            Code::FailedPrecondition
+        } else if message.contains("does not exist") {
+            Code::NotFound
+        } else {
+            Code::Internal
+        };
+        Self::new(code, message)
+    }
+
     /// What was tried, and the error with all its causes.
     pub(crate) fn doing(what: &str, error: &dyn std::error::Error) -> Self {
         Self::internal(format!("{what}: {}", chain(error)))

@@ -1,7 +1,8 @@
 //! Random but well-formed messages to every call of the CRI: fields missing, contradictory, absurd.
 //!
 //! The messages are made from the proto's descriptors, or from one that is good by changing some of it. Half of the ids are of
-//! pods and containers that are there. `BERTH_FUZZ_SEED` repeats a run, `BERTH_FUZZ_CALLS` and `BERTH_FUZZ_SECONDS` bound it.
+//! pods and containers that are there. The choices are the same in every run, as a test's should be; `BERTH_FUZZ_SEED` makes
+//! others (any number, or `random`), `BERTH_FUZZ_CALLS` and `BERTH_FUZZ_SECONDS` bound the run.
 //!
 //! Every call must be answered, never by UNKNOWN or INTERNAL: bad input has better codes. Panics of the daemon, what it
 //! leaves behind, and descriptors and memory that it goes on to hold are found at the end.
@@ -33,6 +34,15 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn seed() -> u64 {
+    const SEED: &str = "BERTH_FUZZ_SEED";
+    if std::env::var(SEED).is_ok_and(|text| text == "random") {
+        let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        return u64::from(clock.subsec_nanos()) << 8 | 1;
+    }
+    number(SEED, 1).max(1)
 }
 
 // === chance ===
@@ -372,8 +382,7 @@ fn descriptors(pid: u32) -> usize {
 }
 
 async fn every_call(world: &mut World) {
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let seed = number("BERTH_FUZZ_SEED", u64::from(clock.subsec_nanos()) << 8 | 1).max(1);
+    let seed = seed();
     let (calls, seconds) = (number("BERTH_FUZZ_CALLS", 4_000), number("BERTH_FUZZ_SECONDS", 60));
     println!("BERTH_FUZZ_SEED={seed}");
     std::fs::create_dir_all(world.run.join("logs")).unwrap();

@@ -2,6 +2,7 @@
 
 use k8s_cri::v1::{StatusRequest, VersionRequest};
 use libtest_mimic::Trial;
+use tonic::Code;
 
 use crate::support::World;
 use crate::support::container;
@@ -48,6 +49,7 @@ async fn life_with_handler(world: &mut World, handler: &str) {
         Err(error) => error,
     };
     assert!(error.message().contains("no-such-command"), "{error:?}");
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error:?}");
 }
 
 async fn what_the_daemon_says_of_itself(world: &mut World) {

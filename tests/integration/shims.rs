@@ -130,6 +130,7 @@ async fn a_whole_life(world: &mut World) {
         Err(error) => error,
     };
     assert!(error.message().contains("no-such-command"), "{error:?}");
+    assert_eq!(error.code(), tonic::Code::FailedPrecondition, "{error:?}");
     world.stop_pod(&pod_id).await.unwrap();
     world.remove_pod(&pod_id).await.unwrap();
     nothing_of_the_other_shim(world, &[&id, &sleeper]);

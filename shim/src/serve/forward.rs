@@ -151,7 +151,10 @@ fn encoded(message: &impl Message) -> Result<Vec<u8>, Failure> {
 fn refusal(response: &Response) -> Option<Failure> {
     let status = response.status.as_ref().filter(|status| status.code.value() != 0)?;
     let code = u8::try_from(EnumOrUnknown::value(&status.code)).map_or(Code::Internal, Code::from_byte);
-    Some(Failure::new(code, status.message.clone()))
+    Some(match code {
+        Code::Internal => Failure::said(status.message.clone()),
+        code => Failure::new(code, status.message.clone()),
+    })
 }
 
 fn passed(sent: Result<(), (Failure, Pending)>) -> Outcome {

@@ -85,9 +85,10 @@ impl Shim {
             result = match (is_exec && running.stream_ended && running.pid > 0, ended) {
                 // The command's image took over and closed the channel.
                 (true, _) => Some(Ok(())),
-                (false, Some(ended)) => Some(Err(Failure::internal(
-                    running.job.best_message(format!("the helper process ended with status {}", ended.code)),
-                ))),
+                (false, Some(ended)) => {
+                    let message = format!("the helper process ended with status {}", ended.code);
+                    Some(Err(running.job.clearest(Failure::internal(message))))
+                }
                 (false, None) => None,
             };
         }
