@@ -63,6 +63,9 @@ pub(crate) fn run(creation: Creation, reporter: &Reporter) {
 fn create(creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
     let own = cgroup::own_membership().map_err(|error| Failure::doing("reading the cgroup", &error))?;
     let Prepared { spec, container, mut stage } = prepare(&creation)?;
+    if let Some(process) = spec.process() {
+        trace::working_directory(process.cwd());
+    }
     let cache = creation.seccomp_cache.as_deref();
     let adapted = adapt::spec(spec, &creation.bundle, &container, &mut stage, cache)?;
     let listener = if creation.terminal { Some(console_listener(&creation.bundle)?) } else { None };

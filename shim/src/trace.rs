@@ -2,14 +2,25 @@
 //! lack the path or the cause.
 
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::job::Reporter;
+use crate::status::{Code, Failure};
 
 struct Reports(Reporter);
+
+/// Where the process is to start: libcontainer's errors do not name it.
+static WORKING_DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+
+/// Names the directory that "failed to chdir" is about.
+pub(crate) fn working_directory(path: &Path) {
+    let _ = WORKING_DIRECTORY.set(path.to_owned());
+}
 
 /// From here on, errors logged in this process (and in those it forks) go to the shim.
 pub(crate) fn report_errors(reporter: &Reporter) {
@@ -46,7 +57,18 @@ impl Subscriber for Reports {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line(String::new());
         event.record(&mut line);
-        self.0.trace(line.0.trim_end());
+        let line = line.0.trim_end();
+        self.0.trace(line);
+        if let Some(fields) = line.strip_prefix("failed to chdir ") {
+            // A file, or closed to the user: what was asked for does not fit the image.
+            let directory =
+                WORKING_DIRECTORY.get().map(|path| path.display().to_string()).unwrap_or_default();
+            let error =
+                |field: &str| field.strip_prefix("e=").or(field.strip_prefix("err=")).map(str::to_owned);
+            let why = fields.split(' ').find_map(error).unwrap_or_default();
+            let message = format!("the working directory {directory:?} can't be entered: {why}");
+            self.0.reason(&Failure::new(Code::FailedPrecondition, message));
+        }
     }
 
     fn enter(&self, _: &Id) {}

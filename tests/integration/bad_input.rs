@@ -33,6 +33,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         host_port_taken,
         missing_mount_source,
         command_not_found,
+        working_directory_is_a_file,
         missing_log_directory,
         bad_references,
         impossible_configuration,
@@ -330,6 +331,21 @@ async fn missing_mount_source(world: &mut World) {
     }
 }
 
+async fn working_directory_is_a_file(world: &mut World) {
+    let image = world.image("busybox").await;
+    let pod = world.pod("directory");
+    let pod_id = world.run_pod(&pod).await.unwrap();
+    let mut config = container("main", &image, &["true"]);
+    config.working_dir = "/etc/passwd".into();
+    let error = match world.create(&pod_id, &pod, &config).await {
+        Ok(id) => world.start_container(&id).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(error.message().contains("/etc/passwd"), "{error:?}");
+    assert!(error.message().contains("ENOTDIR") || !world.is_berth(), "{error:?}");
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error:?}");
+}
+
 async fn command_not_found(world: &mut World) {
     let image = world.image("busybox").await;
     for command in ["/no/such/command", "not-in-path", "/bin/not-executable", "/etc"] {
@@ -345,6 +361,9 @@ async fn command_not_found(world: &mut World) {
         };
         let error = world.start_container(&id).await.unwrap_err();
         assert!(error.message().contains(command), "{error:?}");
+        if world.is_berth() {
+            assert_eq!(error.code(), Code::FailedPrecondition, "{error:?}");
+        }
         let status = world.status(&id).await.unwrap();
         assert_eq!(status.state, i32::from(ContainerState::ContainerExited), "{status:?}");
         assert_ne!(status.exit_code, 0);
