@@ -80,6 +80,11 @@ impl Reporter {
         self.send(b'M', &coded(reason), None);
     }
 
+    /// Says whose fault it is, when another says what happened.
+    pub(crate) fn code(&self, code: Code) {
+        self.send(b'K', &[code as u8], None);
+    }
+
     /// One error that a library logged on its way.
     pub(crate) fn trace(&self, line: &str) {
         self.send(b'T', line.as_bytes(), None);
@@ -120,6 +125,7 @@ pub(crate) struct Job {
     buffer: Vec<u8>,
     fds: Vec<OwnedFd>,
     reason: Option<Failure>,
+    code: Option<Code>,
     traces: Vec<String>,
 }
 
@@ -152,7 +158,15 @@ impl Job {
     fn watching(pid: i32, socket: OwnedFd) -> Result<Self, Failure> {
         sys::set_nonblocking(socket.as_raw_fd(), true)
             .map_err(|error| Failure::doing("preparing a channel", &error))?;
-        Ok(Self { pid, socket, buffer: Vec::new(), fds: Vec::new(), reason: None, traces: Vec::new() })
+        Ok(Self {
+            pid,
+            socket,
+            buffer: Vec::new(),
+            fds: Vec::new(),
+            reason: None,
+            code: None,
+            traces: Vec::new(),
+        })
     }
 
     pub(crate) fn fd(&self) -> RawFd {
@@ -211,6 +225,7 @@ impl Job {
                 b'F' if !self.fds.is_empty() => reports.push(Report::Terminal(self.fds.remove(0))),
                 b'D' => reports.push(Report::Done),
                 b'M' => self.reason = Some(decoded(body)),
+                b'K' => self.code = body.first().map(|byte| Code::from_byte(*byte)),
                 b'T' if self.traces.len() < 8 => self.traces.push(text()),
                 b'E' => reports.push(Report::Failed(self.clearest(decoded(body)))),
                 _ => {}
@@ -226,9 +241,10 @@ impl Job {
         if let Some(reason) = &self.reason {
             return Failure::new(reason.code, reason.message.clone());
         }
+        let code = self.code.unwrap_or(failure.code);
         if self.traces.is_empty() {
-            return failure;
+            return Failure::new(code, failure.message);
         }
-        Failure::new(failure.code, format!("{} ({})", failure.message, self.traces.join("; ")))
+        Failure::new(code, format!("{} ({})", failure.message, self.traces.join("; ")))
     }
 }

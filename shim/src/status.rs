@@ -50,11 +50,14 @@ impl Failure {
         Self::new(Code::Internal, message)
     }
 
-    /// The words of another runtime, which has no codes. A command that the image lacks or that can't be executed is no
-    /// fault of the runtime: runc, crun and youki say so in these words.
+    /// The words of another runtime, which has no codes. A command that the image lacks or that can't be executed, and a
+    /// limit that the kernel refuses, are no fault of the runtime: runc, crun and youki say so in these words.
     pub(crate) fn said(message: impl Into<String>) -> Self {
         let message = message.into();
-        let code = if ["exec: \"", "executable file"].iter().any(|words| message.contains(words)) {
+        let code = if ["exec: \"", "executable file", "error setting cgroup config"]
+            .iter()
+            .any(|words| message.contains(words))
+        {
             Code::FailedPrecondition
         } else if message.contains("does not exist") {
             Code::NotFound

@@ -14,6 +14,17 @@ use crate::status::{Code, Failure};
 
 struct Reports(Reporter);
 
+/// What libcontainer 0.7 logs when the kernel refuses a value that the container's configuration asked for.
+const ASKED: [&str; 7] = [
+    "failed to apply cgroup",
+    "failed to set rlimit",
+    "failed to set sysctl",
+    "failed to set hostname",
+    "failed to set domainname",
+    "failed to set io_priority",
+    "error setting scheduler",
+];
+
 /// Where the process is to start: libcontainer's errors do not name it.
 static WORKING_DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
 
@@ -59,6 +70,9 @@ impl Subscriber for Reports {
         event.record(&mut line);
         let line = line.0.trim_end();
         self.0.trace(line);
+        if ASKED.iter().any(|asked| line.starts_with(asked)) {
+            self.0.code(Code::FailedPrecondition);
+        }
         if let Some(fields) = line.strip_prefix("failed to chdir ") {
             // A file, or closed to the user: what was asked for does not fit the image.
             let directory =

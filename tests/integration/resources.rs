@@ -8,7 +8,13 @@ use crate::support::{World, container};
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials![limits_are_in_the_cgroup, out_of_memory, oom_score, status_shows_resources]
+    trials![
+        limits_are_in_the_cgroup,
+        out_of_memory,
+        too_little_memory_to_start,
+        oom_score,
+        status_shows_resources
+    ]
 }
 
 /// The content of the first of `files` in the container's cgroup (version 1 or 2).
@@ -50,6 +56,22 @@ async fn limits_are_in_the_cgroup(world: &mut World) {
     assert!(matches!(file(&["cpu.max", "cpu.cfs_quota_us"]).as_str(), "50000 100000" | "50000"));
     assert!(matches!(file(&["cpu.weight", "cpu.shares"]).as_str(), "20" | "59" | "512"));
     assert_eq!(file(&["cpuset.cpus"]), "0");
+}
+
+async fn too_little_memory_to_start(world: &mut World) {
+    let image = world.image("busybox").await;
+    let pod = world.pod("tiny");
+    let pod_id = world.run_pod(&pod).await.unwrap();
+    let mut config = container("main", &image, &["sleep", "1000"]);
+    config.resources().memory_limit_in_bytes = 1000;
+    let error = match world.create(&pod_id, &pod, &config).await {
+        Ok(id) => world.start_container(&id).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(error.message().contains("memory"), "{error:?}");
+    if world.is_berth() {
+        assert_eq!(error.code(), tonic::Code::FailedPrecondition, "{error:?}");
+    }
 }
 
 async fn out_of_memory(world: &mut World) {
