@@ -92,12 +92,16 @@ fn show(source: &Source, command: ConfigCommand) -> Result<(), String> {
 
 fn run(source: Source) -> Result<(), String> {
     let loaded = load(&source)?;
-    let telemetry = Telemetry::install(&loaded.config.log).map_err(|error| chain(&error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("starting the runtime: {error}"))?;
-    let result = runtime.block_on(server::run(source, loaded, telemetry)).map_err(|error| chain(&error));
+    let entered = runtime.enter();
+    let telemetry = Telemetry::install(&loaded.config.log).map_err(|error| chain(&error))?;
+    drop(entered);
+    let serving = server::run(source, loaded, telemetry.clone());
+    let result = runtime.block_on(serving).map_err(|error| chain(&error));
+    telemetry.end();
     // What still hangs in the kernel on a blocking thread must not hold up the end.
     runtime.shutdown_background();
     result

@@ -1,4 +1,7 @@
-//! The daemon's own log: structured lines on standard error, as text or JSON, with a level that can change while it runs.
+//! What the daemon says of itself: a log of structured lines on standard error, as text or JSON, with a level that can
+//! change while it runs, and traces for who collects them.
+
+mod traces;
 
 use std::io::IsTerminal as _;
 
@@ -8,11 +11,14 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::{Log, LogFormat};
+use traces::Traces;
+pub(crate) use traces::{Place, TRACEPARENT, answered, called, traceparent};
 
-/// Holds the level.
+/// Holds the level, and sends traces.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
     level: reload::Handle<Targets, Registry>,
+    traces: Option<Traces>,
 }
 
 /// Why logging can't be set up or changed.
@@ -35,7 +41,8 @@ pub enum Error {
 }
 
 impl Telemetry {
-    /// Installs the logger of this process.
+    /// Installs the logger of this process, and what sends traces if the environment asks for that: where it asks for what
+    /// can't be had, that is logged. To be called where a tokio runtime is entered.
     pub fn install(log: &Log) -> Result<Self, Error> {
         let (filter, level) = reload::Layer::new(targets(&log.level)?);
         let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
@@ -43,8 +50,23 @@ impl Telemetry {
             LogFormat::Text => lines.boxed(),
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
         };
-        tracing_subscriber::registry().with(filter).with(lines).try_init()?;
-        Ok(Self { level })
+        let (traces, refused) = match Traces::from_environment() {
+            Ok(traces) => (traces, None),
+            Err(error) => (None, Some(error)),
+        };
+        let spans = traces.as_ref().map(Traces::layer);
+        tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).try_init()?;
+        if let Some(error) = refused {
+            tracing::error!(error = crate::error::chain(&error), "no traces are sent");
+        }
+        Ok(Self { level, traces })
+    }
+
+    /// Sends what is left of the traces.
+    pub fn end(&self) {
+        if let Some(traces) = &self.traces {
+            traces.end();
+        }
     }
 
     /// Sets another level.

@@ -24,6 +24,7 @@ use crate::meter::Stage;
 use crate::proto::berth::v1::{ContainerPhase, ContainerRecord};
 use crate::proto::runtime::v1::{ContainerConfig, ContainerUser};
 use crate::shim::{self, Shim, ShimMount};
+use crate::telemetry::Place;
 
 /// How the shim's creation of a container went: its process id, or why there is none.
 pub(crate) type CreationResult = Result<u32, Arc<shim::Error>>;
@@ -195,12 +196,12 @@ async fn make_recorded(
     let creation = {
         let (maps, label) = (spec::user_namespace(&pod.config)?, prepared.mount_label.as_deref());
         let (shim, rootfs) = (shim.clone(), overlay(&lower, &layout, maps.as_ref(), label));
-        let (id, stages) = (record.id.clone(), tools.stages.clone());
+        let (id, stages, place) = (record.id.clone(), tools.stages.clone(), Place::here());
         // A task of its own: it goes on while nobody waits for it.
         let task = tokio::spawn(async move {
             let stderr = if terminal { String::new() } else { output.clone() };
             let creating = shim.create(vec![rootfs], input.to_owned(), output, stderr, terminal);
-            let result = stages.time(Stage::ContainerRuntimeCreate, creating).await;
+            let result = stages.time_at(&place, Stage::ContainerRuntimeCreate, creating).await;
             if let Err(error) = &result {
                 tracing::warn!(container = id, error = crate::error::chain(error), "creating the container");
             }

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use prometheus::{Histogram, HistogramOpts, Registry};
+use tracing::Instrument as _;
+
+use crate::telemetry::Place;
 
 /// Seconds, from a netlink call to a disk that is stuck.
 const BUCKETS: [f64; 14] =
@@ -98,11 +101,31 @@ impl Stages {
         Ok(Self(Arc::new(all)))
     }
 
-    /// Times `work`.
+    /// Times `work`; in a trace it is a span below the one that is current.
     ///
     /// # Errors
     /// Those of `work`.
     pub async fn time<T, E>(&self, stage: Stage, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let span = tracing::debug_span!("stage", otel.name = stage.name());
+        self.observe(stage, work).instrument(span).await
+    }
+
+    /// Times `work` that goes on when the call which it belongs to is over; in a trace it is a span at `place`.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub(crate) async fn time_at<T, E>(
+        &self,
+        place: &Place,
+        stage: Stage,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let span = tracing::debug_span!(parent: None, "stage", otel.name = stage.name());
+        place.hold(&span);
+        self.observe(stage, work).instrument(span).await
+    }
+
+    async fn observe<T, E>(&self, stage: Stage, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         let start = Instant::now();
         let done = work.await?;
         // The enumeration's own order: there is one for each.

@@ -9,6 +9,7 @@ use berth_cni::{Controller, EndpointOptions};
 use futures::FutureExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::broadcast;
+use tracing::Instrument as _;
 
 use super::error::Error;
 use super::event::{Announcer, EventKind, PodEvent};
@@ -133,7 +134,7 @@ impl Pods {
             let begun = {
                 let (id, config) = (id.clone(), Arc::clone(&config));
                 // A task of its own: the pod is made, or unmade, whole, though the caller goes away.
-                tokio::spawn(async move {
+                let making = async move {
                     let made = sandbox::bring_up(&shared, record, config, handler).await;
                     // Held until the pod can be seen.
                     let operation = shared.begin();
@@ -161,7 +162,8 @@ impl Pods {
                             Err(Arc::new(error))
                         }
                     }
-                })
+                };
+                tokio::spawn(making.in_current_span())
             };
             let answer = async move { begun.await.unwrap_or_else(|_| Err(Arc::new(Error::ShuttingDown))) };
             Run::new(id.clone(), Arc::clone(&config), runtime_handler.clone(), answer.boxed().shared())

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use berth_cni::EndpointOptions;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
 
 use super::error::Error;
 use super::snapshot::PodSnapshot;
@@ -69,10 +70,17 @@ pub(super) enum Request {
     },
 }
 
+/// A request, and the call that it is part of.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) request: Request,
+    pub(super) call: Span,
+}
+
 /// A pod's task, as others hold it.
 #[derive(Clone, Debug)]
 pub(super) struct Handle {
-    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) requests: mpsc::Sender<Asked>,
     pub(super) snapshot: watch::Receiver<Arc<PodSnapshot>>,
 }
 
@@ -82,6 +90,7 @@ pub(super) async fn ask<T>(
     request: impl FnOnce(Reply<T>) -> Request,
 ) -> Option<Result<T, Error>> {
     let (reply, answer) = oneshot::channel();
-    handle.requests.send(request(reply)).await.ok()?;
+    let asked = Asked { request: request(reply), call: Span::current() };
+    handle.requests.send(asked).await.ok()?;
     answer.await.ok()
 }

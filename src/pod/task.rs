@@ -18,11 +18,12 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
+use tracing::Instrument as _;
 
 use super::error::Error;
 use super::event::EventKind;
 use super::lifecycle::Operation;
-use super::request::{Handle, INBOX, Reply, Request};
+use super::request::{Asked, Handle, INBOX, Reply, Request};
 use super::shared::Shared;
 use super::slot::Slot;
 use super::snapshot::PodSnapshot;
@@ -183,12 +184,12 @@ pub(super) fn spawn(shared: Arc<Shared>, start: Start) -> Handle {
 }
 
 impl Task {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Asked>) {
         let id = self.record.id.clone();
         while !self.removed {
             tokio::select! {
-                request = inbox.recv() => match request {
-                    Some(request) => self.handle(request),
+                asked = inbox.recv() => match asked {
+                    Some(Asked { request, call }) => call.in_scope(|| self.handle(request)),
                     // Every handle is gone: the daemon shuts down. Containers go on without it.
                     None => return,
                 },
@@ -250,8 +251,9 @@ impl Task {
         }
     }
 
+    /// Runs a job beside the others. It belongs to the call that is being handled, if one is.
     fn job(&mut self, job: impl Future<Output = Done> + Send + 'static) {
-        self.jobs.push(Box::pin(job));
+        self.jobs.push(Box::pin(job.in_current_span()));
     }
 
     /// Publishes what is known now.

@@ -8,11 +8,13 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{EnumOrUnknown, Message, MessageField};
 use containerd_shim_protos::shim_async::TaskClient;
+use tracing::{Instrument as _, Span};
 use ttrpc::asynchronous::Client;
 use ttrpc::context::{self, Context};
 
 use super::error::Error;
 use super::socket;
+use crate::telemetry::{TRACEPARENT, traceparent};
 
 /// A shim answers what is not a wait within this time, or it is stuck: creating a container on a machine under load takes
 /// seconds at worst, and the kubelet's own deadline is two minutes.
@@ -296,7 +298,16 @@ impl Shim {
     where
         F: Future<Output = ttrpc::Result<T>>,
     {
-        match tokio::time::timeout(limit, send(context::with_duration(limit))).await {
+        // What no call asked for is in no trace.
+        let span = match Span::current() {
+            none if none.is_none() => none,
+            _ => tracing::debug_span!("shim", otel.name = format!("shim {call}"), container = self.id),
+        };
+        let mut context = context::with_duration(limit);
+        if let Some(place) = span.in_scope(traceparent) {
+            context.add(TRACEPARENT.to_owned(), place);
+        }
+        match tokio::time::timeout(limit, send(context)).instrument(span).await {
             Err(_) => Err(self.timed_out(call, limit)),
             Ok(reply) => reply.map_err(|error| self.failed(call, error)),
         }

@@ -45,6 +45,7 @@ mod streaming_exec;
 mod streaming_forward;
 mod streaming_peers;
 mod streaming_tls;
+mod traces;
 mod userns;
 
 use libtest_mimic::{Arguments, Trial};
@@ -95,6 +96,7 @@ fn main() {
             streaming_forward::trials(),
             streaming_peers::trials(),
             streaming_tls::trials(),
+            traces::trials(),
             userns::trials(),
         ]
         .into_iter()

@@ -80,7 +80,8 @@ pub(crate) struct Daemon {
     pub(crate) certs: PathBuf,
     log: PathBuf,
     netns: Netns,
-    environment: Vec<(String, String)>,
+    /// For the next start.
+    pub(crate) environment: Vec<(String, String)>,
     process: Option<Child>,
 }
 

@@ -1,5 +1,6 @@
 //! A span for each call, with the ids of pod and container once the face has decoded them, and a line at its end. No
-//! payload: requests hold secrets (environments, registry passwords).
+//! payload: requests hold secrets (environments, registry passwords). The span is part of the caller's trace where traces
+//! are collected.
 
 use std::future::Future;
 use std::time::Instant;
@@ -7,10 +8,11 @@ use std::time::Instant;
 use http::{HeaderMap, Response};
 use tonic::body::Body;
 use tonic::{Code, Status};
-use tracing::Instrument;
 use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 use super::{Around, Call, code};
+use crate::telemetry;
 
 /// Opens spans.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +22,7 @@ impl Around for Trace {
     fn around<F, E>(
         &self,
         call: Call,
-        _: &HeaderMap,
+        headers: &HeaderMap,
         inner: F,
     ) -> impl Future<Output = Result<Response<Body>, E>> + Send + 'static
     where
@@ -33,8 +35,11 @@ impl Around for Trace {
             name = Empty,
             pod = Empty,
             container = Empty,
-            image = Empty
+            image = Empty,
+            otel.name = Empty,
+            otel.kind = Empty,
         );
+        telemetry::called(&span, call.name, headers);
         let traced = async move {
             let start = Instant::now();
             let result = inner.await;
@@ -50,6 +55,7 @@ impl Around for Trace {
 /// Expected refusals are for those who debug; what an operator has to look after is a warning.
 fn end(response: &Response<Body>, start: Instant) {
     let elapsed = start.elapsed();
+    telemetry::answered(&Span::current(), code(response), || message(response));
     match code(response) {
         Code::Ok => tracing::debug!(?elapsed, "answered"),
         code @ (Code::NotFound | Code::Unimplemented | Code::Cancelled | Code::InvalidArgument) => {
