@@ -5,6 +5,7 @@
 //! writes the default file, the effective settings and the reference. The keys themselves are a table in `schema`.
 //! All problems are found at once and named with file and line.
 
+pub mod import;
 mod problem;
 mod read;
 mod reader;

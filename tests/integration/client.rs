@@ -9,7 +9,7 @@ use crate::support::runtime::binaries;
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials![a_web_server, images, archives, exit_codes, errors_say_what_to_do]
+    trials![a_web_server, images, archives, exit_codes, errors_say_what_to_do, configuration_of_containerd]
 }
 
 impl World {
@@ -113,4 +113,38 @@ async fn errors_say_what_to_do(world: &mut World) {
     assert!(said.contains("nobody") && said.lines().count() <= 2, "{said}");
     let said = fail(&["pull", &world.reference("no-such-image")]);
     assert!(said.contains("no-such-image"), "{said}");
+}
+
+/// What the real containerd prints as its configuration, with a file that it imports.
+async fn configuration_of_containerd(world: &mut World) {
+    let printed = std::process::Command::new("containerd").args(["config", "default"]).output().unwrap();
+    assert!(printed.status.success(), "{printed:?}");
+    let text = String::from_utf8(printed.stdout).unwrap();
+    assert!(text.contains("imports = []"), "{text}");
+    let directory = world.run.join("containerd");
+    std::fs::create_dir_all(directory.join("conf.d")).unwrap();
+    let (main, drop_in) = (directory.join("config.toml"), directory.join("conf.d/debug.toml"));
+    std::fs::write(&main, text.replace("imports = []", "imports = [\"conf.d/*.toml\"]")).unwrap();
+    std::fs::write(&drop_in, "[debug]\nlevel = \"debug\"\n").unwrap();
+    let ours = directory.join("out/50-imported.toml");
+    let (from, to) = (main.display().to_string(), ours.display().to_string());
+    let import = ["config", "import", "--containerd", &from, "-o", &to];
+    let output = world.berth(&import);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    for line in ["-> streaming.address", "not needed: there is no pause image", "debug.toml"] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+    let written = std::fs::read_to_string(&ours).unwrap();
+    assert!(written.contains("level = \"debug\"") && written.contains("[runtimes.runc]"), "{written}");
+    let check = std::process::Command::new(binaries().join("berthd"))
+        .args(["--config", &to, "config", "check"])
+        .output()
+        .unwrap();
+    assert!(check.status.success(), "{check:?}");
+    // What is there stays.
+    let again = world.berth(&import);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("--force"), "{again:?}");
+    assert_eq!(std::fs::read_to_string(&ours).unwrap(), written);
 }

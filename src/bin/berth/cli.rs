@@ -44,6 +44,7 @@ impl Cli {
             Command::Import(import) => import.execute(address).await,
             Command::Export(export) => export.execute(address).await,
             Command::Network(network) => network.execute(address).await,
+            Command::Config(config) => config.execute(),
             Command::Info(info) => info.execute(address).await,
             Command::Version(version) => version.execute(address).await,
         }
@@ -88,6 +89,9 @@ pub(crate) enum Command {
     /// Make, look at and remove networks, connect pods to them
     #[command(subcommand)]
     Network(commands::network::Network),
+    /// Take over the configuration of other runtimes
+    #[command(subcommand)]
+    Config(commands::config::Config),
     /// Show the daemon's state
     Info(commands::info::Info),
     /// Show the versions of client and daemon

@@ -1,6 +1,7 @@
 //! The commands, a file each.
 
 pub(crate) mod attach;
+pub(crate) mod config;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod export;
