@@ -17,7 +17,7 @@ mod tests;
 mod value;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -301,12 +301,28 @@ pub enum NetworkStore {
     /// On this node.
     Embedded,
     /// In etcd.
-    Etcd {
-        /// URLs.
-        endpoints: Vec<String>,
-        /// Prefix of all keys.
-        prefix: String,
-    },
+    Etcd(Box<Etcd>),
+}
+
+/// `[network.etcd]` and `[network.overlay]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Etcd {
+    /// URLs.
+    pub endpoints: Vec<String>,
+    /// Prefix of all keys.
+    pub prefix: String,
+    /// Authorities of the servers' certificates.
+    pub ca: Option<PathBuf>,
+    /// Own certificate and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Longest time of one call.
+    pub timeout: Duration,
+    /// How long a silent node is remembered.
+    pub lease: Duration,
+    /// Underlay address; none: from the default route.
+    pub address: Option<IpAddr>,
+    /// UDP port of VXLAN.
+    pub port: u16,
 }
 
 /// `[network.bridge]`

@@ -49,6 +49,7 @@ impl Classify for berth_cni::Error {
             berth_cni::Kind::AlreadyExists => Kind::AlreadyExists,
             berth_cni::Kind::FailedPrecondition => Kind::FailedPrecondition,
             berth_cni::Kind::ResourceExhausted => Kind::ResourceExhausted,
+            berth_cni::Kind::Unavailable => Kind::Unavailable,
             berth_cni::Kind::DeadlineExceeded => Kind::DeadlineExceeded,
             berth_cni::Kind::Internal => Kind::Internal,
         }

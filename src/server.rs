@@ -8,6 +8,7 @@ mod features;
 mod handlers;
 mod lock;
 mod observe;
+mod overlay;
 mod socket;
 mod stack;
 mod systemd;
@@ -79,9 +80,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// The configuration asks for what this version does not have.
-    #[error("{0} is not built yet")]
-    Unbuilt(&'static str),
     /// The shim's program is nowhere.
     #[error(
         "berth-shim is neither beside berthd nor in PATH: install it there, or name it with `shim = \"PATH\"`"

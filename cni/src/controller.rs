@@ -10,8 +10,10 @@
 //! next `join`, `leave`, `delete_sandbox` or [`Controller::reconcile`] finishes or undoes it. Work is done on the threads of
 //! `worker`, calls on one sandbox one after the other; when a caller goes away, the work is finished all the same.
 
+mod agent;
 mod endpoint;
 mod networks;
+mod overlay;
 mod reconcile;
 mod status;
 mod traffic;
@@ -40,6 +42,7 @@ use crate::{
     model::{BridgeOptions, Endpoint, EndpointOptions, Network, NetworkDriver, Sandbox, SandboxSpec},
     names::{check_name, stable_hash},
     nft::Element,
+    overlay::Plane,
     store::{self, Store, commit},
     worker::{Kernel, Workers},
 };
@@ -67,6 +70,8 @@ pub struct Options {
     pub network: String,
     /// The default network; `None`: there is none.
     pub bridge: Option<BridgeOptions>,
+    /// How this host takes part in overlays; `None`: it does not.
+    pub overlay: Option<crate::overlay::Options>,
 }
 
 impl Options {
@@ -80,6 +85,7 @@ impl Options {
             interface_prefix: "berth".to_owned(),
             network: "bridge".to_owned(),
             bridge: Some(bridge),
+            overlay: None,
         }
     }
 
@@ -93,6 +99,7 @@ impl Options {
             interface_prefix: "berth".to_owned(),
             network: String::new(),
             bridge: None,
+            overlay: None,
         }
     }
 
@@ -125,6 +132,7 @@ struct Inner {
     prefix: String,
     definitions: Option<PathBuf>,
     default_network: String,
+    overlay: Option<Arc<Plane>>,
     networks: RwLock<HashMap<String, Arc<Active>>>,
 }
 
@@ -147,6 +155,8 @@ impl Controller {
     pub fn open(options: Options) -> Result<Self> {
         options.check()?;
         let workers = Workers::start()?;
+        let mut kernel = Kernel::open().map_err(Error::kernel("opening netlink sockets"))?;
+        let overlay = options.overlay.map(|overlay| Plane::open(overlay, &mut kernel.route)).transpose()?;
         let inner = Inner {
             store: Store::open(&options.store)?,
             ipam: Box::new(Embedded),
@@ -154,9 +164,9 @@ impl Controller {
             prefix: options.interface_prefix,
             definitions: options.definitions,
             default_network: options.network.clone(),
+            overlay: overlay.map(Arc::new),
             networks: RwLock::default(),
         };
-        let mut kernel = Kernel::open().map_err(Error::kernel("opening netlink sockets"))?;
         let tx = inner.store.write()?;
         inner.ipam.prepare(&tx)?;
         commit(tx)?;
@@ -203,11 +213,25 @@ impl Controller {
     /// # Errors
     /// See [`Error`]; after an error nothing of the endpoint is left.
     pub async fn join(&self, sandbox: &str, network: &str, options: EndpointOptions) -> Result<Endpoint> {
-        let (id, network) = (sandbox.to_owned(), network.to_owned());
-        self.change("joining a network", sandbox.to_owned(), move |inner, kernel| {
-            inner.join(kernel, &id, &network, &options)
-        })
-        .await?
+        // Each of two families may lack a block or a claim.
+        const ASKS: usize = 4;
+        let mut asked = 0;
+        loop {
+            let (id, name, options) = (sandbox.to_owned(), network.to_owned(), options.clone());
+            let joined = self
+                .change("joining a network", sandbox.to_owned(), move |inner, kernel| {
+                    inner.join(kernel, &id, &name, &options)
+                })
+                .await?;
+            match joined {
+                Ok(endpoint) => {
+                    self.tell(&[], Some(network)).await;
+                    return Ok(endpoint);
+                }
+                Err(error) if asked < ASKS && self.obtain(&error).await? => asked += 1,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Takes a sandbox out of a network; its interface is gone when this returns. A sandbox or an endpoint that is not there
@@ -216,12 +240,21 @@ impl Controller {
     /// # Errors
     /// Everything that could not be undone. The endpoint stays on record then, and leaving can be tried again.
     pub async fn leave(&self, sandbox: &str, network: &str) -> Result<(), Vec<Error>> {
-        let (id, network) = (sandbox.to_owned(), network.to_owned());
+        let (id, name) = (sandbox.to_owned(), network.to_owned());
+        let mut endpoints = self.endpoints(sandbox);
+        endpoints.retain(|endpoint| endpoint.network == network);
         self.change("leaving a network", sandbox.to_owned(), move |inner, kernel| {
-            inner.leave(kernel, &id, &network)
+            inner.leave(kernel, &id, &name)
         })
         .await
-        .unwrap_or_else(|error| Err(vec![error]))
+        .unwrap_or_else(|error| Err(vec![error]))?;
+        self.tell(&endpoints, None).await;
+        Ok(())
+    }
+
+    /// What a sandbox has joined; nothing when that can't be told.
+    fn endpoints(&self, sandbox: &str) -> Vec<Endpoint> {
+        self.inner.store.sandbox(sandbox).ok().flatten().map(|sandbox| sandbox.endpoints).unwrap_or_default()
     }
 
     /// Takes a sandbox out of all networks and forgets it. Does not wait for its interfaces: they go with the namespace, or a
@@ -231,6 +264,7 @@ impl Controller {
     /// Everything that could not be undone. The sandbox stays on record then, and deleting can be tried again.
     pub async fn delete_sandbox(&self, id: &str) -> Result<(), Vec<Error>> {
         let sandbox = id.to_owned();
+        let endpoints = self.endpoints(id);
         let links = self
             .change("deleting a network sandbox", sandbox.clone(), move |inner, kernel| {
                 inner.delete_sandbox(kernel, &sandbox, false)
@@ -241,6 +275,7 @@ impl Controller {
             let (inner, workers) = (Arc::downgrade(&self.inner), self.workers.clone());
             tokio::spawn(collect(inner, workers, Arc::clone(&self.gate), links));
         }
+        self.tell(&endpoints, None).await;
         Ok(())
     }
 
@@ -315,6 +350,9 @@ impl Controller {
     /// # Errors
     /// The name is taken, options make no sense, subnets overlap, a parent interface is missing, the kernel lacks the driver.
     pub async fn create(&self, request: NetworkRequest) -> Result<Network> {
+        if request.driver == "overlay" {
+            return self.create_overlay(request).await;
+        }
         self.alone("creating a network", move |inner, kernel| inner.create(kernel, request)).await?
     }
 
@@ -323,7 +361,22 @@ impl Controller {
     /// # Errors
     /// What could not be removed; the others are.
     pub async fn prune(&self) -> Result<(Vec<String>, Vec<Error>)> {
-        self.alone("removing unused networks", Inner::prune).await
+        let (mut removed, mut errors) = self.alone("removing unused networks", Inner::prune).await?;
+        let overlays: Vec<_> = self
+            .networks()
+            .into_iter()
+            .filter(|network| matches!(network.driver, NetworkDriver::Overlay(_)))
+            .map(|network| network.name)
+            .collect();
+        for name in overlays {
+            match self.delete_network(&name).await {
+                Ok(()) => removed.push(name),
+                Err(Error::NetworkInUse { .. } | Error::NetworkInUseElsewhere { .. }) => {}
+                Err(error) => errors.push(error),
+            }
+        }
+        removed.sort();
+        Ok((removed, errors))
     }
 
     /// Adds a network and keeps its definition. Adding the same again is fine.
@@ -339,6 +392,11 @@ impl Controller {
     /// # Errors
     /// It is in use or built in, or the kernel refuses.
     pub async fn delete_network(&self, name: &str) -> Result<()> {
+        if let Ok(active) = self.inner.active(name)
+            && let NetworkDriver::Overlay(options) = &active.network.driver
+        {
+            return self.delete_overlay(name, options).await;
+        }
         let name = name.to_owned();
         self.alone("deleting a network", move |inner, kernel| inner.delete_network(kernel, &name)).await?
     }
@@ -362,7 +420,10 @@ impl Controller {
         &self,
         live: impl FnOnce() -> HashSet<String> + Send + 'static,
     ) -> Result<Report> {
-        self.alone("reconciling networks", move |inner, kernel| inner.reconcile(kernel, &live())).await
+        let report =
+            self.alone("reconciling networks", move |inner, kernel| inner.reconcile(kernel, &live())).await;
+        self.announce();
+        report
     }
 
     /// Removes everything from the host: all sandboxes' endpoints, bridges, the firewall table. For uninstalling; the
@@ -433,15 +494,16 @@ impl Inner {
     }
 
     fn context<'a>(&'a self, kernel: &'a mut Kernel) -> Context<'a> {
-        Context { kernel, prefix: &self.prefix }
+        let underlay = self.overlay.as_ref().map(|plane| plane.underlay.lock().clone()).unwrap_or_default();
+        Context { kernel, prefix: &self.prefix, underlay }
     }
 
     /// Everything that should stand in the firewall's sets.
     fn desired_elements(&self) -> Result<BTreeSet<Element>> {
         let mut desired = BTreeSet::new();
         for active in self.networks.read().values() {
-            if let NetworkDriver::Bridge(options) = &active.network.driver {
-                desired.extend(network_elements(options));
+            if let Some(options) = active.network.driver.bridge() {
+                desired.extend(network_elements(&options));
             }
         }
         for sandbox in self.store.sandboxes()? {

@@ -14,8 +14,8 @@ use crate::{
     address::overlap,
     error::{Error, Result},
     model::{
-        BridgeOptions, Forwarding, IpvlanMode, MacvlanMode, Network, NetworkDriver, ParentOptions,
-        SubnetOptions,
+        BridgeOptions, Forwarding, IpvlanMode, MacvlanMode, Network, NetworkDriver, OverlayOptions,
+        ParentOptions, SubnetOptions,
     },
     names::{check_interface, check_name, stable_hash},
 };
@@ -33,7 +33,7 @@ const TEXT_MAX: usize = 4_096;
 pub struct NetworkRequest {
     /// Its name.
     pub name: String,
-    /// `bridge`, `macvlan` or `ipvlan`; empty means `bridge`.
+    /// `bridge`, `overlay`, `macvlan` or `ipvlan`; empty means `bridge`.
     pub driver: String,
     /// At most one per family; a bridge without any gets one.
     pub subnets: Vec<SubnetOptions>,
@@ -69,6 +69,7 @@ impl NetworkRequest {
         let mut words = Words { options: std::mem::take(&mut self.options) };
         let driver = match self.driver.as_str() {
             "" | "bridge" => NetworkDriver::Bridge(self.bridge(&mut words, around)?),
+            "overlay" => NetworkDriver::Overlay(self.overlay(&mut words, around)?),
             "macvlan" => {
                 let mode = words.take("mode", &["macvlan_mode"])?.unwrap_or_default();
                 NetworkDriver::Macvlan(mode, self.parent(&mut words, around)?)
@@ -81,7 +82,9 @@ impl NetworkRequest {
                 let reason = format!("there is one network of it, and it is there: {built_in:?}");
                 return Err(Error::invalid("driver", built_in, reason));
             }
-            other => return Err(Error::invalid("driver", other, "there are bridge, macvlan and ipvlan")),
+            other => {
+                return Err(Error::invalid("driver", other, "there are bridge, overlay, macvlan and ipvlan"));
+            }
         };
         words.finish(driver.name())?;
         let Self { name, labels, attachable, .. } = self;
@@ -106,6 +109,17 @@ impl NetworkRequest {
         let inter_container = words.take("icc", &["com.docker.network.bridge.enable_icc"])?.unwrap_or(true);
         let hairpin = words.take("hairpin", &[])?.unwrap_or(true);
         let mtu = words.mtu()?;
+        self.choose_subnets(around)?;
+        let bridge = name.unwrap_or_else(|| {
+            let hash = stable_hash(&[around.prefix, "bridge", &self.name]);
+            format!("br-{:012x}", hash & 0xffff_ffff_ffff)
+        });
+        let subnets = std::mem::take(&mut self.subnets);
+        Ok(BridgeOptions { bridge, subnets, mtu, forwarding, inter_container, hairpin })
+    }
+
+    /// Subnets where none are given.
+    fn choose_subnets(&mut self, around: &Surroundings<'_>) -> Result<()> {
         let v4 = self.subnets.iter().any(|subnet| subnet.subnet.is_ipv4());
         let v6 = self.subnets.iter().any(|subnet| subnet.subnet.is_ipv6());
         if !v4 && !v6 {
@@ -114,12 +128,32 @@ impl NetworkRequest {
         if self.ipv6 && !v6 {
             self.subnets.push(SubnetOptions::new(choose(POOL_V6, &around.taken)?));
         }
-        let bridge = name.unwrap_or_else(|| {
-            let hash = stable_hash(&[around.prefix, "bridge", &self.name]);
-            format!("br-{:012x}", hash & 0xffff_ffff_ffff)
-        });
+        Ok(())
+    }
+
+    fn overlay(&mut self, words: &mut Words, around: &Surroundings<'_>) -> Result<OverlayOptions> {
+        let encrypted: Option<String> =
+            words.take("encrypted", &["com.docker.network.driver.overlay.encrypted"])?;
+        if encrypted.is_some_and(|word| word != "false") {
+            let reason = "encryption between hosts is not built yet: leave it out, or encrypt the underlay";
+            return Err(Error::invalid("option", "encrypted", reason));
+        }
+        let vni = words.take("vni", &["com.docker.network.driver.overlay.vxlanid_list"])?.unwrap_or(0);
+        // 24 bits (RFC 7348, 5).
+        if vni >= 1 << 24 {
+            return Err(Error::invalid("vni", vni, "1 to 16777215"));
+        }
+        let block = words.take("block", &[])?.unwrap_or(0);
+        let mtu = words.mtu()?;
+        self.choose_subnets(around)?;
+        let v4 = self.subnets.iter().find(|subnet| subnet.subnet.is_ipv4()).map(|subnet| subnet.subnet);
+        if block != 0 && !v4.is_some_and(|subnet| (subnet.prefix()..=30).contains(&block)) {
+            let reason = "the prefix length of a part of the IPv4 subnet, at most 30";
+            return Err(Error::invalid("block", block, reason));
+        }
         let subnets = std::mem::take(&mut self.subnets);
-        Ok(BridgeOptions { bridge, subnets, mtu, forwarding, inter_container, hairpin })
+        let (bridge, vxlan) = overlay_interfaces(around.prefix, &self.name);
+        Ok(OverlayOptions { vni, bridge, vxlan, subnets, block, mtu, internal: self.internal })
     }
 
     fn parent(&mut self, words: &mut Words, around: &Surroundings<'_>) -> Result<ParentOptions> {
@@ -139,6 +173,12 @@ impl NetworkRequest {
         let subnets = std::mem::take(&mut self.subnets);
         Ok(ParentOptions { interface, made, subnets, mtu, internal: self.internal })
     }
+}
+
+/// Names of an overlay network's bridge and VXLAN device on this host.
+pub(crate) fn overlay_interfaces(prefix: &str, network: &str) -> (String, String) {
+    let hash = stable_hash(&[prefix, "overlay", network]) & 0xffff_ffff_ffff;
+    (format!("br-{hash:012x}"), format!("vx-{hash:012x}"))
 }
 
 /// `PARENT.VID` as its parts.
@@ -207,6 +247,7 @@ impl Words {
         let Some((word, value)) = self.options.into_iter().next() else { return Ok(()) };
         let known = match driver {
             "bridge" => "bridge, mode (nat, routed, internal), masquerade, icc, hairpin and mtu",
+            "overlay" => "vni, block and mtu",
             _ => "parent, mode and mtu",
         };
         Err(Error::invalid("option", format!("{word}={value}"), format!("driver {driver} knows {known}")))
@@ -251,6 +292,17 @@ impl NetworkDriver {
                     ("hairpin", bridge.hairpin.to_string()),
                 ]);
                 (options, bridge.mtu)
+            }
+            Self::Overlay(overlay) => {
+                let mut options = BTreeMap::from([
+                    ("bridge", overlay.bridge.clone()),
+                    ("vxlan", overlay.vxlan.clone()),
+                    ("vni", overlay.vni.to_string()),
+                ]);
+                if overlay.block != 0 {
+                    options.insert("block", overlay.block.to_string());
+                }
+                (options, overlay.mtu)
             }
             Self::Macvlan(mode, parent) => (
                 BTreeMap::from([("parent", parent.interface.clone()), ("mode", mode.to_string())]),
@@ -325,7 +377,11 @@ mod tests {
             ..request
         };
         for (request, words) in [
-            (request("overlay", &[]), "there are bridge, macvlan and ipvlan"),
+            (request("cloud", &[]), "there are bridge, overlay, macvlan and ipvlan"),
+            (request("overlay", &[("encrypted", "")]), "not built yet"),
+            (request("overlay", &[("vni", "16777216")]), "1 to 16777215"),
+            (request("overlay", &[("block", "31")]), "block"),
+            (request("overlay", &[("icc", "true")]), "vni, block and mtu"),
             (request("host", &[]), "there is one network of it"),
             (request("bridge", &[("speed", "fast")]), "option \"speed=fast\""),
             (request("bridge", &[("icc", "perhaps")]), "icc \"perhaps\""),

@@ -9,6 +9,7 @@ mod bridge;
 mod host;
 mod inside;
 mod none;
+mod overlay;
 mod sublink;
 
 use std::{fmt, net::IpAddr};
@@ -16,9 +17,10 @@ use std::{fmt, net::IpAddr};
 use ipnetwork::IpNetwork;
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     ipam::Pool,
     model::{Endpoint, EndpointOptions, Network, NetworkDriver, Sandbox, SubnetOptions},
+    overlay::Underlay,
     worker::Kernel,
 };
 
@@ -28,6 +30,29 @@ pub struct Context<'a> {
     pub(crate) kernel: &'a mut Kernel,
     /// First part of the host's interface names.
     pub(crate) prefix: &'a str,
+    /// Where overlays leave the host.
+    pub(crate) underlay: UnderlayState,
+}
+
+/// The underlay, or why there is none.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum UnderlayState {
+    /// No control plane: no overlays.
+    #[default]
+    Unconfigured,
+    /// It could not be told; the reason.
+    Unknown(String),
+    Known(Underlay),
+}
+
+impl UnderlayState {
+    fn get(&self) -> Result<Underlay> {
+        match self {
+            Self::Unconfigured => Err(Error::NoControlPlane),
+            Self::Unknown(reason) => Err(Error::NoUnderlay(reason.clone())),
+            Self::Known(underlay) => Ok(*underlay),
+        }
+    }
 }
 
 /// An address IPAM has leased for an endpoint.
@@ -46,6 +71,11 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// The subnets that need pools.
     fn subnets(&self) -> &[SubnetOptions] {
         &[]
+    }
+
+    /// Whether other hosts give addresses of the subnets out as well.
+    fn shares_subnets(&self) -> bool {
+        false
     }
 
     /// Makes what the network needs on the host, or what is missing of it.
@@ -119,6 +149,7 @@ pub trait Driver: fmt::Debug + Send + Sync {
 pub(crate) fn of(network: &Network) -> Box<dyn Driver> {
     match &network.driver {
         NetworkDriver::Bridge(options) => Box::new(bridge::Bridge::new(options.clone())),
+        NetworkDriver::Overlay(options) => Box::new(overlay::Overlay::new(options.clone())),
         NetworkDriver::Macvlan(mode, parent) => {
             Box::new(sublink::Sublink::new(sublink::Kind::Macvlan(*mode), parent.clone()))
         }

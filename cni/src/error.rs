@@ -22,10 +22,26 @@ pub enum Kind {
     FailedPrecondition,
     /// A pool is full.
     ResourceExhausted,
+    /// Somebody who has to be asked is not there now.
+    Unavailable,
     /// It took too long; it may still happen.
     DeadlineExceeded,
     /// The kernel or the store refused.
     Internal,
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let more = source.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = source.source();
+    }
+    text
 }
 
 /// An error of a network operation: what was tried, on what.
@@ -195,6 +211,80 @@ pub enum Error {
         /// What it is, for people.
         feature: &'static str,
     },
+    /// Overlay networks are kept in etcd, and none is configured.
+    #[error(
+        "overlay networks span hosts and are kept in etcd: set network.store = \"etcd\" and network.etcd.endpoints"
+    )]
+    NoControlPlane,
+    /// etcd could not be asked for what is needed.
+    #[error("{what}: {source}")]
+    Etcd {
+        /// What was needed.
+        what: String,
+        /// Why it can't be had.
+        source: Box<crate::overlay::EtcdError>,
+    },
+    /// The VNI is another network's.
+    #[error("VNI {vni} is network {network:?}'s: name another with --opt vni=, or none to have one chosen")]
+    VniTaken {
+        /// The identifier.
+        vni: u32,
+        /// Who has it.
+        network: String,
+    },
+    /// An interface of this host has the VNI.
+    #[error("VNI {vni} on UDP port {port} is in use by another interface of this host")]
+    VniInUse {
+        /// The identifier.
+        vni: u32,
+        /// VXLAN's port.
+        port: u16,
+    },
+    /// The underlay can't be told.
+    #[error("this host has no address for VXLAN ({0}): set network.overlay.address to one of its own")]
+    NoUnderlay(String),
+    /// The address has to be claimed first.
+    #[error("address {address} of network {network:?} is outside of the blocks that this host holds")]
+    AddressElsewhere {
+        /// The address.
+        address: IpAddr,
+        /// The network.
+        network: String,
+    },
+    /// Another host gives the address out.
+    #[error(
+        "address {address} of network {network:?} is host {host}'s: it is in that host's block, or claimed by it"
+    )]
+    AddressHeld {
+        /// The address.
+        address: IpAddr,
+        /// The network.
+        network: String,
+        /// Who has it.
+        host: String,
+    },
+    /// No block is left for this host.
+    #[error("no block of {subnet} of network {network:?} is left for this host: all {blocks} are given out")]
+    NoBlock {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// The network.
+        network: String,
+        /// How many there are.
+        blocks: usize,
+    },
+    /// Pods of other hosts are on the network.
+    #[error(
+        "network {network:?} is in use on other hosts: {endpoints} endpoints, one of them on host {host}"
+    )]
+    NetworkInUseElsewhere {
+        /// The network.
+        network: String,
+        /// How many.
+        endpoints: usize,
+        /// One of the hosts.
+        host: String,
+    },
     /// The network is part of the daemon.
     #[error("network {0:?} is built in: it is neither made nor removed")]
     BuiltIn(String),
@@ -227,8 +317,16 @@ impl Error {
             | Self::ParentMissing(_)
             | Self::ParentBusy(_)
             | Self::NoDriver { .. }
+            | Self::NoControlPlane
+            | Self::VniTaken { .. }
+            | Self::VniInUse { .. }
+            | Self::NoUnderlay(_)
+            | Self::AddressElsewhere { .. }
+            | Self::AddressHeld { .. }
+            | Self::NetworkInUseElsewhere { .. }
             | Self::BuiltIn(_) => Kind::FailedPrecondition,
-            Self::PoolExhausted { .. } => Kind::ResourceExhausted,
+            Self::PoolExhausted { .. } | Self::NoBlock { .. } => Kind::ResourceExhausted,
+            Self::Etcd { .. } => Kind::Unavailable,
             Self::Deadline(_) => Kind::DeadlineExceeded,
             Self::Kernel { .. }
             | Self::File { .. }
@@ -241,6 +339,11 @@ impl Error {
     pub(crate) fn kernel(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();
         move |source| Self::Kernel { action, source }
+    }
+
+    pub(crate) fn etcd(what: impl Into<String>) -> impl FnOnce(crate::overlay::EtcdError) -> Self {
+        let what = what.into();
+        move |source| Self::Etcd { what, source: Box::new(source) }
     }
 
     pub(crate) fn invalid(what: &'static str, value: impl ToString, reason: impl Into<String>) -> Self {

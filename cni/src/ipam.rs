@@ -36,6 +36,9 @@ pub struct Pool {
     pub gateway: IpAddr,
     /// Never given out, beside what the protocol reserves.
     pub reserved: Vec<IpAddr>,
+    /// Hosts share it: only its blocks are given out here.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 impl Pool {
@@ -63,6 +66,30 @@ pub struct Lease {
     pub boot: String,
 }
 
+/// A part of a pool that this host may give out by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// First and last address.
+    pub range: (IpAddr, IpAddr),
+    /// Since when: rises with every grant of the pool, on whatever host.
+    pub epoch: u64,
+}
+
+impl Block {
+    /// A single address, which is given out only when it is asked for.
+    #[must_use]
+    pub fn is_claim(&self) -> bool {
+        self.range.0 == self.range.1
+    }
+
+    /// Whether an address is of it.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (first, last) = self.range;
+        first.is_ipv4() == address.is_ipv4() && (first..=last).contains(&address)
+    }
+}
+
 /// Gives out addresses.
 pub trait IpamDriver: std::fmt::Debug + Send + Sync {
     /// Makes the driver's tables, so that readers find them. Once, when the store is opened.
@@ -82,6 +109,47 @@ pub trait IpamDriver: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// The subnet makes no sense, or overlaps another pool.
     fn request_pool(&self, tx: &WriteTransaction, network: &str, subnet: &SubnetOptions) -> Result<Pool>;
+
+    /// The same for a subnet that hosts share: nothing of it is given out but of blocks that were added.
+    ///
+    /// # Errors
+    /// The subnet makes no sense, or overlaps another pool.
+    fn request_shared_pool(
+        &self,
+        tx: &WriteTransaction,
+        network: &str,
+        subnet: &SubnetOptions,
+    ) -> Result<Pool>;
+
+    /// Adds a block to a shared pool. One that is there already gets the epoch.
+    ///
+    /// # Errors
+    /// The store failed.
+    fn add_block(&self, tx: &WriteTransaction, pool: &Pool, block: &Block) -> Result<()>;
+
+    /// Takes a block away, or what begins with an address: nothing of it is given out any more. Leases stay.
+    ///
+    /// # Errors
+    /// The store failed.
+    fn remove_block(&self, tx: &WriteTransaction, pool: &Pool, first: IpAddr) -> Result<()>;
+
+    /// The blocks of a shared pool.
+    ///
+    /// # Errors
+    /// The store failed.
+    fn blocks(&self, tx: &WriteTransaction, pool: &Pool) -> Result<Vec<Block>>;
+
+    /// Keeps one free address from being given out.
+    ///
+    /// # Errors
+    /// The store failed.
+    fn withhold(&self, tx: &WriteTransaction, pool: &Pool, address: IpAddr) -> Result<()>;
+
+    /// Whether an address can be had without asking for a certain one.
+    ///
+    /// # Errors
+    /// The store failed.
+    fn has_free(&self, tx: &WriteTransaction, pool: &Pool) -> Result<bool>;
 
     /// Forgets a pool and its leases.
     ///

@@ -4,8 +4,9 @@
 //!   Controller ── records first (store, redb) ── then the kernel (worker threads, netlink)
 //!       │
 //!       ├─ ipam      which address: pools, leases, reuse as late as possible
-//!       ├─ driver    how a sandbox is attached: bridge, host, none
-//!       └─ firewall  nftables: static chains, an endpoint is set elements
+//!       ├─ driver    how a sandbox is attached: bridge, overlay, macvlan, host, none
+//!       ├─ firewall  nftables: static chains, an endpoint is set elements
+//!       └─ overlay   networks across hosts: what they tell each other through etcd
 //! ```
 //!
 //! A **sandbox** is one network stack (a network namespace that somebody else made and pinned), an **endpoint** joins a
@@ -20,6 +21,7 @@ pub mod driver;
 pub mod error;
 pub mod ipam;
 pub mod model;
+pub mod overlay;
 
 mod address;
 mod conntrack;
@@ -38,6 +40,6 @@ pub use controller::{Controller, NetworkStatus, Options, PoolStatus, Report};
 pub use definition::NetworkRequest;
 pub use error::{Error, Kind, Result};
 pub use model::{
-    BridgeOptions, Endpoint, EndpointOptions, Flow, Network, PortMapping, Protocol, Sandbox, SandboxSpec,
-    Traffic,
+    BridgeOptions, Endpoint, EndpointOptions, Flow, Network, OverlayOptions, PortMapping, Protocol, Sandbox,
+    SandboxSpec, Traffic,
 };

@@ -22,6 +22,9 @@ use nix::errno::Errno;
 use crate::model::Flow;
 use crate::netlink::{self, Messages, Socket, attribute, flags, native_u32};
 
+/// VXLAN devices, and what they know of other hosts.
+pub(crate) mod vxlan;
+
 const NEWLINK: u16 = 16;
 const DELLINK: u16 = 17;
 const GETLINK: u16 = 18;
@@ -269,6 +272,28 @@ pub(crate) fn addresses(socket: &mut Socket, index: u32) -> io::Result<Vec<IpNet
     Ok(of_link.filter_map(parse).collect())
 }
 
+/// All addresses of the namespace with their links' indices and scopes.
+pub(crate) fn all_addresses(socket: &mut Socket) -> io::Result<Vec<(u32, IpNetwork, u8)>> {
+    const GETADDR: u16 = 22;
+    const HEADER: usize = 8;
+    const IFA_ADDRESS: u16 = 1;
+    const IFA_LOCAL: u16 = 2;
+    let found = socket.dump(GETADDR, |out| {
+        out.raw(&[0; HEADER]);
+    })?;
+    let parse = |entry: &Vec<u8>| {
+        let attributes = entry.get(HEADER..)?;
+        let address = attribute(attributes, IFA_LOCAL).or_else(|| attribute(attributes, IFA_ADDRESS))?;
+        let address = match address.len() {
+            4 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+            _ => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+        };
+        let index = entry.get(4..).and_then(native_u32)?;
+        Some((index, IpNetwork::new(address, *entry.get(1)?).ok()?, *entry.get(3)?))
+    };
+    Ok(found.iter().filter_map(parse).collect())
+}
+
 /// Adds a default route by a gateway; without one the family's whole world is on the link.
 pub(crate) fn add_default_route(
     messages: &mut Messages,
@@ -314,6 +339,11 @@ pub(crate) fn routes(socket: &mut Socket) -> io::Result<Vec<IpNetwork>> {
 
 /// The MTU of the interface the best IPv4 or else IPv6 default route leaves by.
 pub(crate) fn mtu_out(socket: &mut Socket) -> io::Result<Option<u32>> {
+    Ok(link_out(socket)?.map(|link| link.mtu))
+}
+
+/// The interface the best IPv4 or else IPv6 default route leaves by.
+pub(crate) fn link_out(socket: &mut Socket) -> io::Result<Option<Link>> {
     let links = list(socket)?;
     for family in [u8::try_from(nix::libc::AF_INET), u8::try_from(nix::libc::AF_INET6)].into_iter().flatten()
     {
@@ -335,7 +365,7 @@ pub(crate) fn mtu_out(socket: &mut Socket) -> io::Result<Option<u32>> {
             .min();
         let link = best.and_then(|(_, oif)| links.iter().find(|link| link.index == oif));
         if let Some(link) = link {
-            return Ok(Some(link.mtu));
+            return Ok(Some(link.clone()));
         }
     }
     Ok(None)

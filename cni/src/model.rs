@@ -1,6 +1,6 @@
 //! The words of the model as values: networks, sandboxes, endpoints, published ports.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
+use std::{borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,7 @@ impl Network {
     pub fn internal(&self) -> bool {
         match &self.driver {
             NetworkDriver::Bridge(options) => options.forwarding == Forwarding::Internal,
+            NetworkDriver::Overlay(options) => options.internal,
             NetworkDriver::Macvlan(_, parent) | NetworkDriver::Ipvlan(_, parent) => parent.internal,
             NetworkDriver::Host | NetworkDriver::Addresses(_) => false,
             NetworkDriver::None => true,
@@ -41,7 +42,7 @@ impl Network {
     /// Whether ports of the host can lead into it.
     #[must_use]
     pub fn publishes(&self) -> bool {
-        matches!(&self.driver, NetworkDriver::Bridge(options) if options.forwarding != Forwarding::Internal)
+        self.driver.bridge().is_some_and(|options| options.forwarding != Forwarding::Internal)
     }
 
     /// Its subnets; none for `host` and `none`.
@@ -49,6 +50,7 @@ impl Network {
     pub fn subnets(&self) -> &[SubnetOptions] {
         match &self.driver {
             NetworkDriver::Bridge(options) => &options.subnets,
+            NetworkDriver::Overlay(options) => &options.subnets,
             NetworkDriver::Macvlan(_, parent) | NetworkDriver::Ipvlan(_, parent) => &parent.subnets,
             NetworkDriver::Addresses(subnets) => subnets,
             NetworkDriver::Host | NetworkDriver::None => &[],
@@ -62,6 +64,8 @@ impl Network {
 pub enum NetworkDriver {
     /// A Linux bridge.
     Bridge(BridgeOptions),
+    /// A Linux bridge on each host, joined by VXLAN.
+    Overlay(OverlayOptions),
     /// Interfaces with MACs of their own on one of the host's.
     Macvlan(MacvlanMode, ParentOptions),
     /// Interfaces that share the MAC of one of the host's.
@@ -80,6 +84,7 @@ impl NetworkDriver {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Bridge(_) => "bridge",
+            Self::Overlay(_) => "overlay",
             Self::Macvlan(..) => "macvlan",
             Self::Ipvlan(..) => "ipvlan",
             Self::Addresses(_) => "addresses",
@@ -93,8 +98,54 @@ impl NetworkDriver {
     pub fn interface(&self) -> Option<&str> {
         match self {
             Self::Bridge(options) => Some(&options.bridge),
+            Self::Overlay(options) => Some(&options.bridge),
             Self::Macvlan(_, parent) | Self::Ipvlan(_, parent) => Some(&parent.interface),
             Self::Addresses(_) | Self::Host | Self::None => None,
+        }
+    }
+
+    /// The bridge of the host it has, if it has one: what the firewall and reconciliation look at.
+    #[must_use]
+    pub fn bridge(&self) -> Option<Cow<'_, BridgeOptions>> {
+        match self {
+            Self::Bridge(options) => Some(Cow::Borrowed(options)),
+            Self::Overlay(options) => Some(Cow::Owned(options.bridge())),
+            Self::Macvlan(..) | Self::Ipvlan(..) | Self::Addresses(_) | Self::Host | Self::None => None,
+        }
+    }
+}
+
+/// Options of an overlay network, as this host has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverlayOptions {
+    /// VXLAN network identifier, the same on all hosts; 0: not chosen yet.
+    pub vni: u32,
+    /// The bridge's interface name on this host.
+    pub bridge: String,
+    /// The VXLAN device's.
+    pub vxlan: String,
+    /// One subnet per family, the first family's addresses come first.
+    pub subnets: Vec<SubnetOptions>,
+    /// Prefix length of the blocks that hosts get of the IPv4 subnet; 0: chosen by the subnet's size.
+    pub block: u8,
+    /// MTU of the pods; 0: what the underlay leaves.
+    pub mtu: u32,
+    /// Nothing leaves it, nothing comes in.
+    pub internal: bool,
+}
+
+impl OverlayOptions {
+    /// What its bridge is on this host. The gateway's address is on all hosts, each answers for its own sandboxes.
+    #[must_use]
+    pub fn bridge(&self) -> BridgeOptions {
+        let forwarding = if self.internal { Forwarding::Internal } else { Forwarding::Nat };
+        BridgeOptions {
+            bridge: self.bridge.clone(),
+            subnets: self.subnets.clone(),
+            mtu: self.mtu,
+            forwarding,
+            inter_container: true,
+            hairpin: true,
         }
     }
 }

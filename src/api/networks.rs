@@ -68,9 +68,11 @@ impl networks_server::Networks for NetworksFace {
             .endpoints
             .iter()
             .map(|(id, endpoint)| message::endpoint(id, pods.get(id).map(AsRef::as_ref), endpoint));
+        let remote = self.networks.remote_endpoints(&status.network.name).map_err(status_of)?;
         Ok(Response::new(InspectNetworkResponse {
             network: Some(message::network(&status)),
             endpoints: endpoints.collect(),
+            remote_endpoints: remote.into_iter().map(message::remote_endpoint).collect(),
         }))
     }
 

@@ -11,8 +11,8 @@ use super::problem::{Problem, suggestion};
 use super::reader::{Reader, name_fits};
 use super::settings::Settings;
 use super::{
-    BUILTIN_RUNTIME, Bridge, Cgroup, CgroupDriver, Config, Devices, Grpc, Images, Listen, Log, LogFormat,
-    Metrics, Network, NetworkMode, NetworkStore, Nri, Runtime, Streaming, StreamingTls,
+    BUILTIN_RUNTIME, Bridge, Cgroup, CgroupDriver, Config, Devices, Etcd, Grpc, Images, Listen, Log,
+    LogFormat, Metrics, Network, NetworkMode, NetworkStore, Nri, Runtime, Streaming, StreamingTls,
 };
 
 const MIB: u64 = 1 << 20;
@@ -232,11 +232,7 @@ impl Reader<'_> {
         let cni_timeout = self.duration("network.cni_timeout", SECOND..=SECOND * 600);
         let bridge = self.bridge();
         let etcd = self.choice("network.store", &[("embedded", false), ("etcd", true)]);
-        let store = if etcd? {
-            NetworkStore::Etcd { endpoints: self.etcd_endpoints(), prefix: self.text("network.etcd.prefix") }
-        } else {
-            NetworkStore::Embedded
-        };
+        let store = if etcd? { NetworkStore::Etcd(Box::new(self.etcd()?)) } else { NetworkStore::Embedded };
         Some(Network {
             mode: mode?,
             default,
@@ -271,6 +267,51 @@ impl Reader<'_> {
             plugin_request_timeout: request?,
             disable_connections: disable_connections?,
         })
+    }
+
+    fn etcd(&self) -> Option<Etcd> {
+        let endpoints = self.etcd_endpoints();
+        let prefix = self.text("network.etcd.prefix");
+        if !prefix.starts_with('/') || prefix.len() > 256 {
+            self.refuse("network.etcd.prefix", "begins with `/` and has at most 256 bytes");
+        }
+        let ca = self.optional_path("network.etcd.ca_file");
+        let tls = endpoints.iter().any(|endpoint| endpoint.starts_with("https:"));
+        if tls && endpoints.iter().any(|endpoint| endpoint.starts_with("http:")) {
+            self.refuse("network.etcd.endpoints", "all of them are https, or none");
+        }
+        if tls && ca.is_none() {
+            self.refuse("network.etcd.ca_file", "https endpoints need the authority of their certificates");
+        }
+        let certificate = self.optional_path("network.etcd.cert_file");
+        let identity = match (certificate, self.optional_path("network.etcd.key_file")) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => {
+                self.refuse(
+                    "network.etcd.cert_file",
+                    "a certificate needs its key (`key_file`), a key its certificate",
+                );
+                None
+            }
+        };
+        if !tls && (ca.is_some() || identity.is_some()) {
+            self.refuse("network.etcd.endpoints", "certificates are for https endpoints");
+        }
+        let timeout = self.duration("network.etcd.timeout", Duration::from_millis(100)..=SECOND * 60);
+        let lease = self.duration("network.etcd.lease", SECOND * 2..=SECOND * 3600);
+        let address = match self.text("network.overlay.address").as_str() {
+            "" => None,
+            text => match text.parse() {
+                Ok(address) => Some(address),
+                Err(_) => {
+                    self.refuse("network.overlay.address", format!("{text:?} is no IP address"));
+                    None
+                }
+            },
+        };
+        let port = self.number("network.overlay.port", 1..=65535);
+        Some(Etcd { endpoints, prefix, ca, identity, timeout: timeout?, lease: lease?, address, port: port? })
     }
 
     fn etcd_endpoints(&self) -> Vec<String> {

@@ -78,8 +78,10 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("network.bridge", "The built-in bridge network."),
     (
         "network.etcd",
-        "The store for networks that span nodes (network.store = \"etcd\"), which is not built yet: berthd refuses to start with it.",
+        "The store of overlay networks, which span nodes (network.store = \"etcd\"). Without it the daemon runs, and so do its other \
+     networks.",
     ),
+    ("network.overlay", "How this node takes part in overlay networks (network.store = \"etcd\")."),
     ("devices", "Devices by name (CDI)."),
     (
         "nri",
@@ -254,7 +256,7 @@ pub(crate) const KEYS: &[Key] = &[
         "network.store",
         Type::Choice(&["embedded", "etcd"]),
         "\"embedded\"",
-        "Where networks and addresses are recorded: embedded on one node, etcd for networks that span nodes."
+        "Where overlay networks are recorded: etcd, or embedded for none of them. All else is always recorded on the node."
     ),
     key!(
         "network.table",
@@ -296,6 +298,38 @@ pub(crate) const KEYS: &[Key] = &[
     ),
     key!("network.etcd.endpoints", Type::TextList, "[]", "URLs of the etcd servers."),
     key!("network.etcd.prefix", Type::Text, "\"/berth\"", "Prefix of all our keys in etcd."),
+    key!(
+        "network.etcd.ca_file",
+        Type::Path,
+        "\"\"",
+        "Authorities (PEM) that the servers' certificates come from. https endpoints need it."
+    ),
+    key!(
+        "network.etcd.cert_file",
+        Type::Path,
+        "\"\"",
+        "This node's certificate (PEM), when etcd asks for one."
+    ),
+    key!("network.etcd.key_file", Type::Path, "\"\"", "The certificate's key (PEM)."),
+    key!("network.etcd.timeout", Type::Duration, "\"3s\"", "Longest time of one call to etcd; 100ms to 1m."),
+    key!(
+        "network.etcd.lease",
+        Type::Duration,
+        "\"30s\"",
+        "A node that is not heard of for this time is forgotten by the others, with its pods; 2s to 1h, whole seconds."
+    ),
+    key!(
+        "network.overlay.address",
+        Type::Text,
+        "\"\"",
+        "This node's address for VXLAN packets from other nodes. Empty: the first one of the default route's interface."
+    ),
+    key!(
+        "network.overlay.port",
+        Type::Integer,
+        "4789",
+        "UDP port of VXLAN, the same on all nodes; 1 to 65535. 4789 is IANA's and Docker's, 8472 flannel's."
+    ),
     key!(
         "devices.cdi_spec_dirs",
         Type::PathList,

@@ -202,6 +202,15 @@ fn impossible_values_are_refused() {
     refused("[network]\nstore = \"etcd\"", 2, "needs `network.etcd.endpoints`");
     refused("[network]\nstore = \"etcd\"\n[network.etcd]\nendpoints = [\"10.0.0.1\"]", 4, "URL");
     refused("[network]\ntable = \"a b\"", 2, "no table name");
+    let etcd = |more: &str| {
+        format!("[network]\nstore = \"etcd\"\n[network.etcd]\nendpoints = [\"http://10.0.0.1:2379\"]\n{more}")
+    };
+    refused(&etcd("prefix = \"berth\""), 5, "begins with `/`");
+    refused(&etcd("lease = \"1s\""), 5, "2s");
+    refused(&etcd("cert_file = \"/a\""), 5, "needs its key");
+    refused(&etcd("ca_file = \"/a\""), 4, "https");
+    refused(&etcd("[network.overlay]\naddress = \"eth0\""), 6, "no IP address");
+    refused(&etcd("[network.overlay]\nport = 0"), 6, "1");
 }
 
 #[test]

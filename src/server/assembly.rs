@@ -12,7 +12,7 @@ use crate::apparmor;
 use crate::cdi::Registry;
 use crate::cgroup;
 use crate::cni::{self, Cni};
-use crate::config::{CgroupDriver, Config, Loaded, NetworkMode, NetworkStore, Runtime};
+use crate::config::{CgroupDriver, Config, Etcd, Loaded, NetworkMode, NetworkStore, Runtime};
 use crate::container::spec::{self, HandlerOptions};
 use crate::cri::{Facts, Handler};
 use crate::image::{self, Images, Limits};
@@ -40,7 +40,6 @@ pub(crate) struct Rooms {
 /// Opens all rooms; pods come back from their records before this returns.
 pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error> {
     let config = &loaded.config;
-    refuse_unbuilt(config)?;
     let images = Images::open(image_options(config, meter)).map_err(Error::Images)?;
     let networks = Controller::open(network_options(config)).map_err(Error::Network)?;
     let driver = cgroup_driver(config.cgroup.driver);
@@ -53,6 +52,7 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     let facts = facts(loaded, driver, &abilities, options.host.no_user_namespaces.as_deref());
     let pods = Pods::open(options, images.clone(), networks.clone()).map_err(Error::Pods)?;
     recovery::run(&pods, &networks, &cni, &images).await.map_err(Error::Pods)?;
+    super::overlay::serve(&pods, &networks);
     if let Some(nri) = &nri {
         // They are told of what was there before the first call can change it.
         nri.launch(pods.clone()).await;
@@ -69,14 +69,6 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     tokio::spawn(recovery::watch(pods.clone(), networks.clone()));
     tokio::spawn(cni.watch());
     Ok(Rooms { pods, images, facts: Arc::new(facts), stats, streaming, networks, nri })
-}
-
-/// What may be configured, but is not built: said at once, not half done.
-fn refuse_unbuilt(config: &Config) -> Result<(), Error> {
-    if let NetworkStore::Etcd { .. } = config.network.store {
-        return Err(Error::Unbuilt("network.store = \"etcd\""));
-    }
-    Ok(())
 }
 
 fn image_options(config: &Config, meter: &Meter) -> image::Options {
@@ -116,7 +108,25 @@ fn network_options(config: &Config) -> berth_cni::Options {
         definitions: Some(config.root.join("networks")),
         table: config.network.table.clone(),
         interface_prefix: interface_prefix(&bridge.name),
+        overlay: match &config.network.store {
+            NetworkStore::Etcd(etcd) => Some(overlay_options(etcd, &config.root)),
+            NetworkStore::Embedded => None,
+        },
         ..berth_cni::Options::new(config.state.join("network.redb"), options)
+    }
+}
+
+fn overlay_options(etcd: &Etcd, root: &Path) -> berth_cni::overlay::Options {
+    let (certificate, key) = etcd.identity.clone().unzip();
+    berth_cni::overlay::Options {
+        endpoints: etcd.endpoints.clone(),
+        prefix: etcd.prefix.clone(),
+        tls: berth_cni::overlay::TlsFiles { ca: etcd.ca.clone(), certificate, key },
+        timeout: etcd.timeout,
+        lease: etcd.lease,
+        address: etcd.address,
+        port: etcd.port,
+        host_file: root.join("host-id"),
     }
 }
 

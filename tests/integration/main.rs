@@ -13,6 +13,7 @@ mod bad_input;
 mod cdi;
 mod client;
 mod client_interactive;
+mod cluster;
 mod cni;
 mod containerd;
 mod containers;
@@ -30,6 +31,7 @@ mod namespaces;
 mod network;
 mod networks;
 mod nri;
+mod overlay;
 mod pods;
 mod registries;
 mod resources;
@@ -81,6 +83,7 @@ fn main() {
             network::trials(),
             networks::trials(),
             nri::trials(),
+            overlay::trials(),
             pods::trials(),
             registries::trials(),
             resources::trials(),

@@ -28,7 +28,7 @@ impl World {
     }
 
     /// A metric's value now; none when it is not there.
-    fn metric(&self, name: &str) -> Option<f64> {
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
         let (status, body) = self.observe("GET /metrics");
         assert_eq!(status, 200);
         let line =

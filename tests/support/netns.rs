@@ -53,13 +53,23 @@ impl Netns {
         self.command("ip", &arguments.split(' ').collect::<Vec<_>>())
     }
 
-    /// Joins this namespace to `other` by a veth pair named `link` on both sides.
-    pub(crate) fn connect(&self, other: &Self, link: &str) {
+    /// The namespace that a file stands for, such as a pod's.
+    pub(crate) fn open(path: &std::path::Path) -> Self {
+        Self(Arc::new(File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))))
+    }
+
+    /// Joins this namespace to `other` by a veth pair with a name on each side.
+    pub(crate) fn connect_as(&self, link: &str, other: &Self, other_link: &str) {
         // `ip` takes a namespace by path; the file's path is good as long as this process lives.
         use std::os::fd::AsRawFd;
         let path = format!("/proc/{}/fd/{}", std::process::id(), other.0.as_raw_fd());
-        self.ip(&format!("link add {link} type veth peer name {link} netns {path}"));
+        self.ip(&format!("link add {link} type veth peer name {other_link} netns {path}"));
         self.ip(&format!("link set {link} up"));
-        other.ip(&format!("link set {link} up"));
+        other.ip(&format!("link set {other_link} up"));
+    }
+
+    /// Joins this namespace to `other` by a veth pair named `link` on both sides.
+    pub(crate) fn connect(&self, other: &Self, link: &str) {
+        self.connect_as(link, other, link);
     }
 }

@@ -56,7 +56,10 @@ impl Inner {
         let pools = driver
             .subnets()
             .iter()
-            .map(|subnet| self.ipam.request_pool(&tx, &network.name, subnet))
+            .map(|subnet| match driver.shares_subnets() {
+                true => self.ipam.request_shared_pool(&tx, &network.name, subnet),
+                false => self.ipam.request_pool(&tx, &network.name, subnet),
+            })
             .collect::<Result<Vec<_>>>()?;
         commit(tx)?;
         Ok(Active { network, driver, pools })
@@ -65,15 +68,16 @@ impl Inner {
     /// Makes a network's parts in the kernel, or what is missing of them.
     pub(super) fn serve(&self, kernel: &mut Kernel, active: &Active) -> Result<()> {
         active.driver.create_network(&mut self.context(kernel), &active.network, &active.pools)?;
-        if let NetworkDriver::Bridge(options) = &active.network.driver {
-            self.firewall.add(&mut kernel.filter, &network_elements(options))?;
+        if let Some(options) = active.network.driver.bridge() {
+            self.firewall.add(&mut kernel.filter, &network_elements(&options))?;
         }
-        Ok(())
+        self.sync_peers(kernel, active)
     }
 
     fn check_driver(&self, network: &Network) -> Result<()> {
         let (what, mtu) = match &network.driver {
             NetworkDriver::Bridge(options) => ("bridge", options.mtu),
+            NetworkDriver::Overlay(options) => ("bridge", options.mtu),
             NetworkDriver::Macvlan(_, ParentOptions { mtu, .. })
             | NetworkDriver::Ipvlan(_, ParentOptions { mtu, .. }) => ("parent", *mtu),
             NetworkDriver::Addresses(_) => ("addresses", 0),
@@ -101,6 +105,13 @@ impl Inner {
 
     /// Makes the network that is asked for.
     pub(super) fn create(&self, kernel: &mut Kernel, request: NetworkRequest) -> Result<Network> {
+        let network = self.resolve(kernel, request)?;
+        self.create_network(kernel, network.clone())?;
+        Ok(network)
+    }
+
+    /// The network that is asked for, as it can be made here.
+    pub(super) fn resolve(&self, kernel: &mut Kernel, request: NetworkRequest) -> Result<Network> {
         if self.active(&request.name).is_ok() {
             return Err(Error::NetworkTaken(request.name));
         }
@@ -111,10 +122,15 @@ impl Inner {
         taken.extend(
             self.networks.read().values().flat_map(|active| active.pools.iter().map(|pool| pool.subnet)),
         );
+        if let Some(plane) = &self.overlay {
+            let view = plane.view.lock();
+            let others = view.networks.values().flat_map(|record| &record.value.subnets);
+            taken.extend(others.map(|subnet| subnet.subnet));
+        }
         let interfaces = links.into_iter().map(|link| link.name).collect();
         let around = Surroundings { prefix: &self.prefix, taken, interfaces };
         let network = request.resolve(&around)?;
-        self.create_network(kernel, network.clone())?;
+        self.check_driver(&network)?;
         Ok(network)
     }
 
@@ -158,6 +174,10 @@ impl Inner {
         names.sort();
         let (mut removed, mut errors) = (Vec::new(), Vec::new());
         for name in names {
+            let overlay = |active: Arc<Active>| matches!(active.network.driver, NetworkDriver::Overlay(_));
+            if self.active(&name).is_ok_and(overlay) {
+                continue;
+            }
             match self.delete_network(kernel, &name) {
                 Ok(()) => removed.push(name),
                 Err(Error::NetworkInUse { .. } | Error::BuiltIn(_)) => {}
@@ -227,22 +247,22 @@ impl Inner {
 
     /// Takes a network's parts out of kernel and records.
     fn dismantle(&self, kernel: &mut Kernel, network: &Network, driver: &dyn Driver) -> Result<()> {
-        if let NetworkDriver::Bridge(options) = &network.driver {
+        if let Some(options) = network.driver.bridge() {
             let others: std::collections::BTreeSet<_> = self
                 .networks
                 .read()
                 .values()
                 .filter(|active| active.network.name != network.name)
-                .filter_map(|active| match &active.network.driver {
-                    NetworkDriver::Bridge(options) => Some(network_elements(options)),
-                    _ => None,
-                })
+                .filter_map(|active| Some(network_elements(&*active.network.driver.bridge()?)))
                 .flatten()
                 .collect();
-            let ours = network_elements(options).difference(&others).cloned().collect();
+            let ours = network_elements(&options).difference(&others).cloned().collect();
             self.firewall.remove(&mut kernel.filter, &ours)?;
         }
         driver.delete_network(&mut self.context(kernel), network)?;
+        if let Some(plane) = &self.overlay {
+            plane.applied.lock().remove(&network.name);
+        }
         let tx = self.store.write()?;
         for pool in self.ipam.pools(&tx)?.iter().filter(|pool| pool.network == network.name) {
             self.ipam.release_pool(&tx, pool.id)?;

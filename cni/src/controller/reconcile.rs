@@ -10,7 +10,7 @@ use super::{Inner, Report};
 use crate::{
     error::{Error, Result},
     link::{self, Link},
-    model::{Endpoint, NetworkDriver, Sandbox},
+    model::{Endpoint, Sandbox},
     names::INTERFACE_NAME_MAX,
     store::{self, commit},
     worker::Kernel,
@@ -28,6 +28,11 @@ impl Inner {
         }
         // The table comes first: networks put elements into its sets.
         take(&mut report.errors, self.firewall.ensure(&mut kernel.filter));
+        if let Some(plane) = &self.overlay {
+            plane.look_below(&mut kernel.route);
+            // The kernel is asked what it knows.
+            plane.applied.lock().clear();
+        }
         let networks: Vec<_> = self.networks.read().values().cloned().collect();
         for active in networks {
             take(&mut report.errors, self.serve(kernel, &active));
@@ -57,9 +62,9 @@ impl Inner {
             .networks
             .read()
             .values()
-            .filter_map(|active| match &active.network.driver {
-                NetworkDriver::Bridge(options) => links.iter().find(|link| link.name == options.bridge),
-                _ => None,
+            .filter_map(|active| {
+                let options = active.network.driver.bridge()?;
+                links.iter().find(|link| link.name == options.bridge)
             })
             .map(|link| link.index)
             .collect();

@@ -11,12 +11,14 @@
 //! bounded, so that a /64 does not remember every address it ever gave out. Each step is a fixed number of look-ups in ordered
 //! tables (free ranges by start, queue by number): an empty and a full pool cost the same.
 
+mod blocks;
+
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
-use super::{IpamDriver, Lease, Pool};
+use super::{Block, IpamDriver, Lease, Pool};
 use crate::{
     address::{address, bits, limits, overlap},
     error::{Error, Result},
@@ -83,6 +85,7 @@ impl IpamDriver for Embedded {
         tx.open_table(QUEUE).map_err(failed("opening the queue"))?;
         tx.open_table(QUEUED).map_err(failed("opening the queue"))?;
         tx.open_table(LEASES).map_err(failed("opening leases"))?;
+        tx.open_table(blocks::BLOCKS).map_err(failed("opening blocks"))?;
         Ok(())
     }
 
@@ -91,49 +94,38 @@ impl IpamDriver for Embedded {
     }
 
     fn request_pool(&self, tx: &WriteTransaction, network: &str, options: &SubnetOptions) -> Result<Pool> {
-        let mut pool = describe(network, options)?;
-        for other in pools(tx)? {
-            if other.network == pool.network && other.subnet == pool.subnet {
-                pool.id = other.id;
-                if other == pool {
-                    return Ok(other);
-                }
-            }
-            if overlap(other.subnet, pool.subnet) {
-                // A changed definition replaces the pool when nobody has an address of it.
-                if other.network == pool.network && State::load(tx, other.id)?.leased == 0 {
-                    self.release_pool(tx, other.id)?;
-                    continue;
-                }
-                return Err(Error::PoolOverlap {
-                    subnet: pool.subnet,
-                    network: pool.network,
-                    other: other.subnet,
-                    other_network: other.network,
-                });
-            }
-        }
-        let mut table = tx.open_table(POOLS).map_err(failed("opening pools"))?;
-        let last = table.last().map_err(failed("reading pools"))?.map_or(0, |(id, _)| id.value());
-        pool.id = last + 1;
-        let record = encode(network, &pool)?;
-        table.insert(pool.id, record.as_slice()).map_err(failed("writing a pool"))?;
-        drop(table);
-        let (first, last) = (bits(pool.range.0), bits(pool.range.1));
-        let mut free = tx.open_table(FREE).map_err(failed("opening free ranges"))?;
-        let mut start = first;
-        for taken in pool.withheld().into_iter().filter(|taken| (first..=last).contains(taken)) {
-            if start < taken {
-                free.insert((pool.id, start), taken - 1).map_err(failed("writing free ranges"))?;
-            }
-            start = taken.saturating_add(1);
-        }
-        if start <= last {
-            free.insert((pool.id, start), last).map_err(failed("writing free ranges"))?;
-        }
-        drop(free);
-        State { cursor: first, next: 0, queued: 0, leased: 0 }.save(tx, pool.id)?;
-        Ok(pool)
+        self.record_pool(tx, describe(network, options)?)
+    }
+
+    fn request_shared_pool(
+        &self,
+        tx: &WriteTransaction,
+        network: &str,
+        options: &SubnetOptions,
+    ) -> Result<Pool> {
+        self.record_pool(tx, Pool { shared: true, ..describe(network, options)? })
+    }
+
+    fn add_block(&self, tx: &WriteTransaction, pool: &Pool, block: &Block) -> Result<()> {
+        blocks::add(tx, pool, block)
+    }
+
+    fn remove_block(&self, tx: &WriteTransaction, pool: &Pool, first: IpAddr) -> Result<()> {
+        blocks::remove(tx, pool, first)
+    }
+
+    fn blocks(&self, tx: &WriteTransaction, pool: &Pool) -> Result<Vec<Block>> {
+        blocks::list(tx, pool)
+    }
+
+    fn withhold(&self, tx: &WriteTransaction, pool: &Pool, address: IpAddr) -> Result<()> {
+        blocks::withhold(tx, pool, address)
+    }
+
+    fn has_free(&self, tx: &WriteTransaction, pool: &Pool) -> Result<bool> {
+        let free = tx.open_table(FREE).map_err(failed("opening free ranges"))?;
+        let first = first_in(&free, (pool.id, 0)..=(pool.id, u128::MAX))?;
+        Ok(first.is_some() || State::load(tx, pool.id)?.queued > 0)
     }
 
     fn release_pool(&self, tx: &WriteTransaction, pool: u64) -> Result<()> {
@@ -154,7 +146,9 @@ impl IpamDriver for Embedded {
         let mut queued = tx.open_table(QUEUED).map_err(failed("opening the queue"))?;
         queued.retain_in(wide.clone(), |_, _| false).map_err(failed("removing the queue"))?;
         let mut leases = tx.open_table(LEASES).map_err(failed("opening leases"))?;
-        leases.retain_in(wide, |_, _| false).map_err(failed("removing leases"))?;
+        leases.retain_in(wide.clone(), |_, _| false).map_err(failed("removing leases"))?;
+        let mut blocks = tx.open_table(blocks::BLOCKS).map_err(failed("opening blocks"))?;
+        blocks.retain_in(wide, |_, _| false).map_err(failed("removing blocks"))?;
         Ok(())
     }
 
@@ -207,7 +201,12 @@ impl IpamDriver for Embedded {
         let Some(pool) = pool_by_id(tx, pool)? else { return Ok(()) };
         let mut state = State::load(tx, pool.id)?;
         state.leased = state.leased.saturating_sub(1);
-        if (bits(pool.range.0)..=bits(pool.range.1)).contains(&key.1) {
+        let returns = if pool.shared {
+            blocks::holding(tx, pool.id, key.1)?.is_some_and(|(first, last)| first != last)
+        } else {
+            (bits(pool.range.0)..=bits(pool.range.1)).contains(&key.1)
+        };
+        if returns {
             let mut queue = tx.open_table(QUEUE).map_err(failed("opening the queue"))?;
             queue.insert((pool.id, state.next), key.1).map_err(failed("writing the queue"))?;
             let mut queued = tx.open_table(QUEUED).map_err(failed("opening the queue"))?;
@@ -236,6 +235,45 @@ impl IpamDriver for Embedded {
             }
         }
         Ok(found)
+    }
+}
+
+impl Embedded {
+    fn record_pool(&self, tx: &WriteTransaction, mut pool: Pool) -> Result<Pool> {
+        let network = pool.network.clone();
+        for other in pools(tx)? {
+            if other.network == pool.network && other.subnet == pool.subnet {
+                pool.id = other.id;
+                if other == pool {
+                    return Ok(other);
+                }
+            }
+            if overlap(other.subnet, pool.subnet) {
+                // A changed definition replaces the pool when nobody has an address of it.
+                if other.network == pool.network && State::load(tx, other.id)?.leased == 0 {
+                    self.release_pool(tx, other.id)?;
+                    continue;
+                }
+                return Err(Error::PoolOverlap {
+                    subnet: pool.subnet,
+                    network: pool.network,
+                    other: other.subnet,
+                    other_network: other.network,
+                });
+            }
+        }
+        let mut table = tx.open_table(POOLS).map_err(failed("opening pools"))?;
+        let last = table.last().map_err(failed("reading pools"))?.map_or(0, |(id, _)| id.value());
+        pool.id = last + 1;
+        let record = encode(&network, &pool)?;
+        table.insert(pool.id, record.as_slice()).map_err(failed("writing a pool"))?;
+        drop(table);
+        let (first, last) = (bits(pool.range.0), bits(pool.range.1));
+        if !pool.shared {
+            fill(tx, pool.id, (first, last), pool.withheld())?;
+        }
+        State { cursor: first, next: 0, queued: 0, leased: 0 }.save(tx, pool.id)?;
+        Ok(pool)
     }
 }
 
@@ -289,6 +327,7 @@ fn describe(network: &str, options: &SubnetOptions) -> Result<Pool> {
         range: (address(subnet, range.0), address(subnet, range.1)),
         gateway,
         reserved,
+        shared: false,
     })
 }
 
@@ -373,13 +412,10 @@ fn take_static(tx: &WriteTransaction, pool: &Pool, state: &mut State, wanted: Ip
         let lease: Lease = decode("lease", lease.value())?;
         return Err(Error::AddressTaken { address: wanted, sandbox: lease.sandbox });
     }
-    let mut queued = tx.open_table(QUEUED).map_err(failed("opening the queue"))?;
-    let number =
-        queued.remove((pool.id, chosen)).map_err(failed("writing the queue"))?.map(|number| number.value());
-    if let Some(number) = number {
-        let mut queue = tx.open_table(QUEUE).map_err(failed("opening the queue"))?;
-        queue.remove((pool.id, number)).map_err(failed("writing the queue"))?;
-        state.queued = state.queued.saturating_sub(1);
+    if pool.shared && blocks::holding(tx, pool.id, chosen)?.is_none() {
+        return Err(Error::AddressElsewhere { address: wanted, network: pool.network.clone() });
+    }
+    if unqueue(tx, pool.id, state, chosen)? {
         return Ok(chosen);
     }
     let mut free = tx.open_table(FREE).map_err(failed("opening free ranges"))?;
@@ -387,6 +423,33 @@ fn take_static(tx: &WriteTransaction, pool: &Pool, state: &mut State, wanted: Ip
         split(&mut free, pool.id, start, end, chosen)?;
     }
     Ok(chosen)
+}
+
+/// Takes an address out of the queue; says whether it was there.
+fn unqueue(tx: &WriteTransaction, pool: u64, state: &mut State, address: u128) -> Result<bool> {
+    let mut queued = tx.open_table(QUEUED).map_err(failed("opening the queue"))?;
+    let number = queued.remove((pool, address)).map_err(failed("writing the queue"))?;
+    let Some(number) = number.map(|number| number.value()) else { return Ok(false) };
+    let mut queue = tx.open_table(QUEUE).map_err(failed("opening the queue"))?;
+    queue.remove((pool, number)).map_err(failed("writing the queue"))?;
+    state.queued = state.queued.saturating_sub(1);
+    Ok(true)
+}
+
+/// Makes a range free but for some addresses in it, in order.
+fn fill(tx: &WriteTransaction, pool: u64, (first, last): (u128, u128), withheld: Vec<u128>) -> Result<()> {
+    let mut free = tx.open_table(FREE).map_err(failed("opening free ranges"))?;
+    let mut start = first;
+    for taken in withheld.into_iter().filter(|taken| (first..=last).contains(taken)) {
+        if start < taken {
+            free.insert((pool, start), taken - 1).map_err(failed("writing free ranges"))?;
+        }
+        start = taken.saturating_add(1);
+    }
+    if start <= last {
+        free.insert((pool, start), last).map_err(failed("writing free ranges"))?;
+    }
+    Ok(())
 }
 
 /// Puts an address back among the unused, joined with its neighbours.

@@ -9,7 +9,7 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::{Embedded, IpamDriver, Lease, Pool};
+use super::{Block, Embedded, IpamDriver, Lease, Pool};
 use crate::{
     error::{Error, Kind},
     model::SubnetOptions,
@@ -48,6 +48,56 @@ fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir_in("/run").unwrap();
     let store = open(&dir.path().join("leases.redb"));
     (dir, store)
+}
+
+fn block(first: &str, last: &str, epoch: u64) -> Block {
+    Block { range: (first.parse().unwrap(), last.parse().unwrap()), epoch }
+}
+
+#[test]
+fn a_shared_pool_gives_out_of_its_blocks_only() {
+    let (_dir, store) = store();
+    let change = |work: &dyn Fn(&redb::WriteTransaction)| {
+        let tx = store.write().unwrap();
+        work(&tx);
+        commit(tx).unwrap();
+    };
+    let tx = store.write().unwrap();
+    let pool = Embedded.request_shared_pool(&tx, "net", &subnet("10.9.0.0/24")).unwrap();
+    commit(tx).unwrap();
+    assert_eq!(take(&store, &pool, None, "s").unwrap_err().kind(), Kind::ResourceExhausted);
+    let low = block("10.9.0.0", "10.9.0.3", 5);
+    change(&|tx| Embedded.add_block(tx, &pool, &low).unwrap());
+    change(&|tx| Embedded.add_block(tx, &pool, &block("10.9.0.4", "10.9.0.7", 6)).unwrap());
+    let address = |text: &str| text.parse::<IpAddr>().unwrap();
+    assert_eq!(take(&store, &pool, None, "a").unwrap(), address("10.9.0.2"), "neither network nor gateway");
+    assert_eq!(take(&store, &pool, None, "b").unwrap(), address("10.9.0.3"));
+    let elsewhere = take(&store, &pool, Some(address("10.9.0.9")), "c").unwrap_err();
+    assert!(matches!(elsewhere, Error::AddressElsewhere { .. }), "{elsewhere}");
+    // A claim is leased when it is asked for, and at no other time.
+    change(&|tx| Embedded.add_block(tx, &pool, &block("10.9.0.9", "10.9.0.9", 7)).unwrap());
+    assert_eq!(take(&store, &pool, Some(address("10.9.0.9")), "c").unwrap(), address("10.9.0.9"));
+    give(&store, &pool, address("10.9.0.9"), "c");
+    give(&store, &pool, address("10.9.0.3"), "b");
+    // What passed to another host is not given out, what is leased stays.
+    change(&|tx| Embedded.withhold(tx, &pool, address("10.9.0.5")).unwrap());
+    let mut rest = Vec::new();
+    while let Ok(address) = take(&store, &pool, None, "d") {
+        rest.push(address.to_string());
+    }
+    assert_eq!(rest, ["10.9.0.4", "10.9.0.6", "10.9.0.7", "10.9.0.3"]);
+    give(&store, &pool, address("10.9.0.3"), "d");
+    give(&store, &pool, address("10.9.0.6"), "d");
+    change(&|tx| Embedded.remove_block(tx, &pool, address("10.9.0.0")).unwrap());
+    assert_eq!(take(&store, &pool, None, "e").unwrap(), address("10.9.0.6"));
+    assert!(take(&store, &pool, None, "e").is_err());
+    // It comes back without what is leased of it.
+    change(&|tx| Embedded.add_block(tx, &pool, &low).unwrap());
+    assert_eq!(take(&store, &pool, None, "f").unwrap(), address("10.9.0.3"));
+    assert!(take(&store, &pool, None, "f").is_err());
+    let tx = store.write().unwrap();
+    assert!(!Embedded.has_free(&tx, &pool).unwrap());
+    assert_eq!(Embedded.blocks(&tx, &pool).unwrap().len(), 3);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::error::chain;
 use crate::pod::{PodSnapshot, parse_mac};
 use crate::proto::berth::v1::{
     AddressPool, ConnectPodRequest, CreateNetworkRequest, Endpoint, Lease, Network,
-    ReconcileNetworksResponse, Subnet,
+    ReconcileNetworksResponse, RemoteEndpoint, Subnet,
 };
 
 // === Requests ===
@@ -111,7 +111,7 @@ pub(super) fn network(status: &NetworkStatus) -> Network {
 /// Who is attached, and how.
 pub(super) fn endpoint(id: &str, pod: Option<&PodSnapshot>, endpoint: &berth_cni::Endpoint) -> Endpoint {
     let metadata = pod.and_then(|pod| pod.config.metadata.as_ref());
-    let mac = endpoint.mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+    let mac = endpoint.mac.map(mac_text);
     Endpoint {
         pod_id: id.to_owned(),
         pod_name: metadata.map(|metadata| metadata.name.clone()).unwrap_or_default(),
@@ -127,6 +127,25 @@ pub(super) fn endpoint(id: &str, pod: Option<&PodSnapshot>, endpoint: &berth_cni
         host_interface: endpoint.host_interface.clone().unwrap_or_default(),
         ports: endpoint.ports.iter().map(port).collect(),
     }
+}
+
+/// A pod of another node.
+pub(super) fn remote_endpoint(endpoint: berth_cni::overlay::RemoteEndpoint) -> RemoteEndpoint {
+    RemoteEndpoint {
+        node: endpoint.host,
+        node_address: endpoint.host_address.to_string(),
+        pod_id: endpoint.sandbox,
+        pod_name: endpoint.names.name,
+        pod_namespace: endpoint.names.namespace,
+        containers: endpoint.names.containers,
+        addresses: endpoint.addresses.iter().map(ToString::to_string).collect(),
+        mac: mac_text(endpoint.mac),
+        aliases: endpoint.aliases,
+    }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn port(mapping: &berth_cni::PortMapping) -> String {

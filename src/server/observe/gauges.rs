@@ -22,6 +22,11 @@ pub(super) struct Gauges {
     image_bytes: IntGauge,
     endpoints: IntGaugeVec,
     addresses: IntGaugeVec,
+    overlay_connected: IntGauge,
+    overlay_hosts: IntGauge,
+    overlay_lag: IntGauge,
+    overlay_peers: IntGaugeVec,
+    overlay_stale: IntGaugeVec,
 }
 
 impl Gauges {
@@ -48,6 +53,25 @@ impl Gauges {
                 "Addresses of a network that pods hold, of both families.",
                 "network",
             )?,
+            overlay_connected: IntGauge::new("berth_overlay_connected", "1 while etcd answers, else 0.")?,
+            overlay_hosts: IntGauge::new(
+                "berth_overlay_hosts",
+                "Nodes of overlay networks that are alive, this one among them.",
+            )?,
+            overlay_lag: IntGauge::new(
+                "berth_overlay_revision_lag",
+                "Revisions of etcd that were heard of and are not in the kernel yet.",
+            )?,
+            overlay_peers: vector(
+                "berth_overlay_peers",
+                "Addresses on other nodes that the kernel knows of a network.",
+                "network",
+            )?,
+            overlay_stale: vector(
+                "berth_overlay_stale_records",
+                "Records of a network that lost to one of the same address with a later epoch.",
+                "network",
+            )?,
         };
         registry.register(Box::new(gauges.by_pod_state.clone()))?;
         registry.register(Box::new(gauges.by_container_state.clone()))?;
@@ -55,6 +79,11 @@ impl Gauges {
         registry.register(Box::new(gauges.image_bytes.clone()))?;
         registry.register(Box::new(gauges.endpoints.clone()))?;
         registry.register(Box::new(gauges.addresses.clone()))?;
+        registry.register(Box::new(gauges.overlay_connected.clone()))?;
+        registry.register(Box::new(gauges.overlay_hosts.clone()))?;
+        registry.register(Box::new(gauges.overlay_lag.clone()))?;
+        registry.register(Box::new(gauges.overlay_peers.clone()))?;
+        registry.register(Box::new(gauges.overlay_stale.clone()))?;
         let build = Opts::new("berth_build_info", "1; the labels say what runs.")
             .const_label("version", env!("CARGO_PKG_VERSION"));
         let build = IntGauge::with_opts(build)?;
@@ -88,6 +117,20 @@ impl Gauges {
         self.image_count.set(number(self.images.list().len()));
         self.image_bytes.set(i64::try_from(self.images.fs_info().used_bytes).unwrap_or(i64::MAX));
         self.networks();
+        self.overlay();
+    }
+
+    fn overlay(&self) {
+        let status = self.networks.overlay_status().unwrap_or_default();
+        self.overlay_connected.set(status.connected.into());
+        self.overlay_hosts.set(number(status.hosts));
+        self.overlay_lag.set(status.lag);
+        self.overlay_peers.reset();
+        self.overlay_stale.reset();
+        for (network, (peers, stale)) in status.networks {
+            self.overlay_peers.with_label_values(&[&network]).set(number(peers));
+            self.overlay_stale.with_label_values(&[&network]).set(number(stale));
+        }
     }
 
     fn networks(&self) {
@@ -121,6 +164,8 @@ impl Gauges {
         self.refresh();
         self.endpoints.with_label_values(&["bridge"]);
         self.addresses.with_label_values(&["bridge"]);
+        self.overlay_peers.with_label_values(&["overlay"]);
+        self.overlay_stale.with_label_values(&["overlay"]);
     }
 }
 

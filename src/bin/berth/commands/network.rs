@@ -64,8 +64,11 @@ async fn all(client: &mut Client) -> Result<Vec<Message>> {
 }
 
 async fn one(client: &mut Client, name: &str) -> Result<(Message, Vec<Endpoint>)> {
-    let request = InspectNetworkRequest { name: name.to_owned() };
-    let InspectNetworkResponse { network, endpoints } =
-        client.networks.inspect_network(request).await.answer()?;
+    let InspectNetworkResponse { network, endpoints, .. } = look(client, name).await?;
     Ok((network.unwrap_or_default(), endpoints))
+}
+
+async fn look(client: &mut Client, name: &str) -> Result<InspectNetworkResponse> {
+    let request = InspectNetworkRequest { name: name.to_owned() };
+    Ok(client.networks.inspect_network(request).await.answer()?)
 }

@@ -16,7 +16,7 @@ use crate::output;
 /// Options of `network create`.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Create {
-    /// bridge, macvlan or ipvlan
+    /// bridge, overlay, macvlan or ipvlan
     #[arg(short, long, value_name = "DRIVER", default_value = "bridge")]
     driver: String,
     /// Subnet, one for each family (else a bridge gets one that nobody has)
@@ -40,7 +40,7 @@ pub(crate) struct Create {
     /// Let any pod join (they all may: kept for compatibility)
     #[arg(long)]
     attachable: bool,
-    /// Option of the driver: bridge, mode, icc, hairpin, mtu; or parent, mode, mtu
+    /// Option of the driver: bridge, mode, icc, hairpin, mtu; vni, block, mtu; or parent, mode, mtu
     #[arg(short, long = "opt", value_name = "KEY=VALUE")]
     opt: Vec<String>,
     /// Put a label on it

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use berth::proto::berth::v1::{Endpoint, Network};
+use berth::proto::berth::v1::{Endpoint, InspectNetworkResponse, Network, RemoteEndpoint};
 use clap::Args;
 use serde::Serialize;
 
@@ -24,8 +24,12 @@ impl Inspect {
         let mut client = Client::connect(address).await?;
         let (mut found, mut failed) = (Vec::new(), Vec::new());
         for name in &self.names {
-            match super::one(&mut client, name).await.with_context(|| format!("inspecting network {name}")) {
-                Ok((network, endpoints)) => found.push(NetworkView::new(&network, Some(&endpoints))),
+            match super::look(&mut client, name).await.with_context(|| format!("inspecting network {name}")) {
+                Ok(InspectNetworkResponse { network, endpoints, remote_endpoints }) => {
+                    let mut view = NetworkView::new(&network.unwrap_or_default(), Some(&endpoints));
+                    view.remote_endpoints = remote_endpoints.into_iter().map(RemoteView::from).collect();
+                    found.push(view);
+                }
                 Err(error) => failed.push(error),
             }
         }
@@ -48,6 +52,9 @@ pub(super) struct NetworkView {
     labels: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoints: Option<Vec<EndpointView>>,
+    /// On other nodes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    remote_endpoints: Vec<RemoteView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,6 +84,36 @@ struct EndpointView {
     ports: Vec<String>,
 }
 
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RemoteView {
+    node: String,
+    node_address: String,
+    pod_id: String,
+    pod: String,
+    namespace: String,
+    containers: Vec<String>,
+    addresses: Vec<String>,
+    mac: String,
+    aliases: Vec<String>,
+}
+
+impl From<RemoteEndpoint> for RemoteView {
+    fn from(endpoint: RemoteEndpoint) -> Self {
+        Self {
+            node: endpoint.node,
+            node_address: endpoint.node_address,
+            pod_id: endpoint.pod_id,
+            pod: endpoint.pod_name,
+            namespace: endpoint.pod_namespace,
+            containers: endpoint.containers,
+            addresses: endpoint.addresses,
+            mac: endpoint.mac,
+            aliases: endpoint.aliases,
+        }
+    }
+}
+
 impl NetworkView {
     pub(super) fn new(network: &Network, endpoints: Option<&[Endpoint]>) -> Self {
         let sorted = |map: &std::collections::HashMap<String, String>| map.clone().into_iter().collect();
@@ -96,6 +133,7 @@ impl NetworkView {
             options: sorted(&network.options),
             labels: sorted(&network.labels),
             endpoints: endpoints.map(|endpoints| endpoints.iter().cloned().map(EndpointView::from).collect()),
+            remote_endpoints: Vec::new(),
         }
     }
 }
