@@ -4,7 +4,7 @@
 #   make test    format, lints, unit tests, integration tests
 #   make test-vm the integration tests on a second kind of machine: cgroup v2, Debian's kernel, in QEMU
 #                (FILTER=containers chooses; CRITEST=/path/to/critest runs that there; tests/vm/README.md)
-#   make bench   Berth and Debian's containerd side by side
+#   make bench   Berth and Debian's containerd side by side; joining a network beside the bare netlink calls
 #   make conformance CRITEST=/path/to/critest    the kubelet's view: cri-tools' suite, which you bring (docs/conformance.md)
 #   make install PREFIX=/usr/local
 
@@ -65,6 +65,8 @@ test-vm: setup build
 # Lints are part of `test`. `cargo bench` shares its artefacts with the release build.
 bench: setup release
 	BERTH_BIN_DIR=$(CURDIR)/target/release $(CARGO) bench --bench lifecycle
+	$(CARGO) run --release --package berth-cni --example join_bench
+	$(CARGO) run --release --package berth-cni --example ports_bench
 
 demo: setup release
 	$(SUDO) env IMAGE="$(IMAGE)" BERTH_BIN_DIR=$(CURDIR)/target/release tests/demo.sh

@@ -12,6 +12,7 @@
 
 mod agent;
 mod endpoint;
+mod naming;
 mod networks;
 mod overlay;
 mod reconcile;
@@ -43,6 +44,7 @@ use crate::{
     names::{check_name, stable_hash},
     nft::Element,
     overlay::Plane,
+    resolver::Resolvers,
     store::{self, Store, commit},
     worker::{Kernel, Workers},
 };
@@ -127,6 +129,7 @@ struct Active {
 #[derive(Debug)]
 struct Inner {
     store: Store,
+    resolvers: Resolvers,
     ipam: Box<dyn IpamDriver>,
     firewall: Firewall,
     prefix: String,
@@ -159,6 +162,7 @@ impl Controller {
         let overlay = options.overlay.map(|overlay| Plane::open(overlay, &mut kernel.route)).transpose()?;
         let inner = Inner {
             store: Store::open(&options.store)?,
+            resolvers: Resolvers::new(),
             ipam: Box::new(Embedded),
             firewall: Firewall::new(options.table),
             prefix: options.interface_prefix,
@@ -201,7 +205,10 @@ impl Controller {
                 Some(present) => return Err(Error::SandboxExists { id: spec.id, netns: present.netns }),
                 None => {}
             }
-            store::put_sandbox(&tx, &Sandbox { id: spec.id, netns: spec.netns, endpoints: Vec::new() })?;
+            store::put_sandbox(
+                &tx,
+                &Sandbox { id: spec.id, netns: spec.netns, endpoints: Vec::new(), naming: None },
+            )?;
             commit(tx)
         })
         .await?
@@ -441,6 +448,7 @@ impl Controller {
         what: &'static str,
         work: impl FnOnce(&Inner, &mut Kernel) -> T + Send + 'static,
     ) -> Result<T> {
+        self.inner.resolvers.adopt_runtime();
         let exclusive = Arc::clone(&self.gate).write_owned().await;
         let inner = Arc::clone(&self.inner);
         self.workers
@@ -459,6 +467,7 @@ impl Controller {
         work: impl FnOnce(&Inner, &mut Kernel) -> T + Send + 'static,
     ) -> Result<T> {
         let stripe = usize::try_from(stable_hash(&[&sandbox]) % STRIPES).unwrap_or_default();
+        self.inner.resolvers.adopt_runtime();
         let shared = Arc::clone(&self.gate).read_owned().await;
         let turn = Arc::clone(&self.stripes[stripe]).lock_owned().await;
         let inner = Arc::clone(&self.inner);

@@ -8,6 +8,7 @@ mod addresses;
 mod bridge;
 mod host;
 mod inside;
+pub(crate) mod limits;
 mod none;
 mod overlay;
 mod sublink;
@@ -19,7 +20,7 @@ use ipnetwork::IpNetwork;
 use crate::{
     error::{Error, Result},
     ipam::Pool,
-    model::{Endpoint, EndpointOptions, Network, NetworkDriver, Sandbox, SubnetOptions},
+    model::{Bandwidth, Endpoint, EndpointOptions, Network, NetworkDriver, Sandbox, SubnetOptions},
     overlay::Underlay,
     worker::Kernel,
 };
@@ -171,6 +172,7 @@ fn addressed_endpoint(network: &Network, options: &EndpointOptions, assigned: &[
         default_route: options.default_route && !network.internal(),
         priority: options.priority,
         aliases: options.aliases.clone(),
+        bandwidth: options.bandwidth,
         ports: options.ports.clone(),
         ..bare_endpoint(network, &options.interface)
     }
@@ -206,6 +208,7 @@ fn bare_endpoint(network: &Network, interface: &str) -> Endpoint {
         metric: 0,
         priority: 0,
         aliases: Vec::new(),
+        bandwidth: Bandwidth::default(),
         ports: Vec::new(),
         pools: Vec::new(),
     }

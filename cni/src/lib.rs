@@ -5,6 +5,7 @@
 //!       │
 //!       ├─ ipam      which address: pools, leases, reuse as late as possible
 //!       ├─ driver    how a sandbox is attached: bridge, overlay, macvlan, host, none
+//!       ├─ resolver  names of endpoints, a DNS server in each sandbox that has some
 //!       ├─ firewall  nftables: static chains, an endpoint is set elements
 //!       └─ overlay   networks across hosts: what they tell each other through etcd
 //! ```
@@ -22,6 +23,7 @@ pub mod error;
 pub mod ipam;
 pub mod model;
 pub mod overlay;
+pub mod resolver;
 
 mod address;
 mod conntrack;
@@ -40,6 +42,7 @@ pub use controller::{Controller, NetworkStatus, Options, PoolStatus, Report};
 pub use definition::NetworkRequest;
 pub use error::{Error, Kind, Result};
 pub use model::{
-    BridgeOptions, Endpoint, EndpointOptions, Flow, Network, OverlayOptions, PortMapping, Protocol, Sandbox,
+    Bandwidth, BridgeOptions, Endpoint, EndpointOptions, Flow, Network, OverlayOptions, PortMapping, Protocol, Sandbox,
     SandboxSpec, Traffic,
 };
+pub use resolver::{Directory, NameCounts, Named, NamedPort, Naming};

@@ -5,6 +5,8 @@ use std::{borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::resolver::Naming;
+
 /// A network as the controller knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
@@ -280,6 +282,9 @@ pub struct Sandbox {
     pub netns: PathBuf,
     /// One per network it has joined, in order.
     pub endpoints: Vec<Endpoint>,
+    /// What it is called, and whom it asks for other names; `None`: it has no names and no resolver.
+    #[serde(default)]
+    pub naming: Option<Naming>,
 }
 
 /// How a sandbox wants to join a network.
@@ -300,6 +305,17 @@ pub struct EndpointOptions {
     pub priority: i8,
     /// More names the sandbox has on this network.
     pub aliases: Vec<String>,
+    /// What may pass.
+    pub bandwidth: Bandwidth,
+}
+
+/// Limits of an endpoint, in bits a second; `None`: as fast as it goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// What the sandbox receives.
+    pub ingress: Option<u64>,
+    /// What it sends.
+    pub egress: Option<u64>,
 }
 
 impl Default for EndpointOptions {
@@ -312,6 +328,7 @@ impl Default for EndpointOptions {
             default_route: true,
             priority: 0,
             aliases: Vec::new(),
+            bandwidth: Bandwidth::default(),
         }
     }
 }
@@ -344,6 +361,9 @@ pub struct Endpoint {
     /// More names the sandbox has on this network.
     #[serde(default)]
     pub aliases: Vec<String>,
+    /// What may pass.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
     /// Published ports.
     pub ports: Vec<PortMapping>,
     /// The pools the addresses are leased from, in the order of `addresses`.

@@ -104,6 +104,31 @@ impl Rule {
         })
     }
 
+    /// Puts a register's value into the packet, and mends the checksum at an offset of the same layer.
+    pub(crate) fn write_payload(
+        self,
+        layer: Layer,
+        offset: u32,
+        length: u32,
+        from: Register,
+        checksum: u32,
+    ) -> Self {
+        const CHECKSUM_INTERNET: u32 = 1;
+        self.expression("payload", |out| {
+            out.number(5, from.number()).number(2, layer as u32).number(3, offset).number(4, length);
+            out.number(6, CHECKSUM_INTERNET).number(7, checksum);
+        })
+    }
+
+    /// Puts a value into a register.
+    pub(crate) fn load(self, register: Register, value: &[u8]) -> Self {
+        self.expression("immediate", |out| {
+            out.number(1, register.number()).nest(2, |data| {
+                data.put(DATA_VALUE, value);
+            });
+        })
+    }
+
     /// A value of the tracked connection's original direction.
     pub(crate) fn tracked(self, key: Tracked, into: Register) -> Self {
         self.expression("ct", |out| {

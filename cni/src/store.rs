@@ -10,7 +10,7 @@
 //! | `ports` | protocol, host port, host address | sandbox id |
 //! | `ipam.*` | see [`crate::ipam`] | |
 
-mod backend;
+pub(crate) mod backend;
 
 use std::{
     fs::{self, File},

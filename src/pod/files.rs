@@ -4,6 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use berth_cni::resolver;
 use nix::mount::{MsFlags, mount};
 
 use super::error::Error;
@@ -38,6 +39,11 @@ impl Directory {
         self.0.join("resolv.conf")
     }
 
+    /// The resolver configuration as it was asked for, while the pod has another.
+    fn asked_resolv_conf(&self) -> PathBuf {
+        self.0.join("resolv.conf.asked")
+    }
+
     pub(super) fn shm(&self) -> PathBuf {
         self.0.join("shm")
     }
@@ -68,6 +74,31 @@ impl Directory {
         fs::write(&hosts, spec::render_hosts(hostname, addresses)).map_err(file("writing", &hosts))?;
         let path = self.hostname();
         fs::write(&path, spec::render_hostname(hostname)).map_err(file("writing", &path))
+    }
+
+    /// The resolver configuration that was asked for. Blocks.
+    pub(super) fn resolver_configuration(&self) -> Result<String, Error> {
+        let read = |path: PathBuf| fs::read_to_string(&path).map_err(file("reading", &path));
+        let asked = self.asked_resolv_conf();
+        read(if asked.exists() { asked } else { self.resolv_conf() })
+    }
+
+    /// Makes the resolver configuration name the pod's own resolver, or again what was asked for. Containers see the same file
+    /// by a bind mount: it is written anew, not replaced, and only when something changes. Blocks.
+    pub(super) fn resolve(&self, own: bool) -> Result<(), Error> {
+        let (path, asked) = (self.resolv_conf(), self.asked_resolv_conf());
+        if own == asked.exists() {
+            return Ok(());
+        }
+        let text = self.resolver_configuration()?;
+        if own {
+            // Kept before it is overwritten.
+            fs::write(&asked, &text).map_err(file("writing", &asked))?;
+            let ours = spec::render_own_resolver(&text, resolver::ADDRESS.into());
+            return fs::write(&path, ours).map_err(file("writing", &path));
+        }
+        fs::write(&path, text).map_err(file("writing", &path))?;
+        fs::remove_file(&asked).map_err(file("removing", &asked))
     }
 
     /// Removes all of it; what is not there is fine. The namespaces' pins must be gone. Blocks.

@@ -2,12 +2,13 @@
 
 mod capabilities;
 mod choice;
+mod naming;
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use berth_cni::{Controller, EndpointOptions, PortMapping, Protocol, SandboxSpec};
+use berth_cni::{EndpointOptions, Naming, PortMapping, Protocol, SandboxSpec};
 
 use super::error::Error;
 use super::shared::Shared;
@@ -16,12 +17,16 @@ use crate::container::spec;
 use crate::proto::runtime::v1;
 
 pub use choice::parse_mac;
+pub(super) use naming::of_containers;
 
 use choice::Choice;
 
 /// The networks that a configuration asks for, held against what can be.
 #[derive(Debug)]
-pub(super) struct Plan(Vec<Step>);
+pub(super) struct Plan {
+    steps: Vec<Step>,
+    naming: Naming,
+}
 
 /// One network to join.
 #[derive(Debug)]
@@ -45,6 +50,8 @@ pub(super) fn plan(shared: &Shared, config: &v1::PodSandboxConfig) -> Result<Opt
     // Multus reads the annotation itself.
     let additional = !list.as_ref().is_some_and(|list| list.has_plugin("multus"));
     let mut choices = choice::of(config, default, additional)?;
+    let bandwidth = capabilities::bandwidth(config)?;
+    choices.iter_mut().for_each(|choice| choice.options.bandwidth = bandwidth);
     let plugins =
         |name: &str| list.clone().filter(|list| list.name == name).or_else(|| shared.cni.list(name));
     let ports = &config.port_mappings;
@@ -60,14 +67,15 @@ pub(super) fn plan(shared: &Shared, config: &v1::PodSandboxConfig) -> Result<Opt
         Some(list) => {
             let request = cni::Request {
                 interface: choice.options.interface.clone(),
-                capabilities: capabilities::capabilities(config, &choice)?,
+                capabilities: capabilities::capabilities(config, &choice),
                 ..cni::Request::default()
             };
-            Ok(Step::Plugins(list, Box::new(request)))
+            Step::Plugins(list, Box::new(request))
         }
-        None => Ok(Step::BuiltIn(choice)),
+        None => Step::BuiltIn(choice),
     };
-    Ok(Some(Plan(choices.into_iter().map(step).collect::<Result<_, Error>>()?)))
+    let naming = naming::of(config)?;
+    Ok(Some(Plan { steps: choices.into_iter().map(step).collect(), naming }))
 }
 
 /// Joins the pod to its networks. Returns its addresses: those on the first network, its first family first.
@@ -82,12 +90,19 @@ pub(super) async fn attach(
     let controller = &shared.networks;
     let spec = SandboxSpec { id: id.to_owned(), netns: netns.to_owned() };
     controller.create_sandbox(spec).await.map_err(failed)?;
-    if !plan.0.iter().any(|step| matches!(step, Step::BuiltIn(_))) {
+    let has_names =
+        |step: &Step| matches!(step, Step::BuiltIn(choice) if controller.has_names(&choice.network));
+    if !plan.steps.iter().any(|step| matches!(step, Step::BuiltIn(_))) {
         // Loopback is nobody else's.
         controller.join(id, "none", EndpointOptions::default()).await.map_err(failed)?;
     }
+    let named = plan.steps.iter().any(has_names);
+    if named {
+        let elsewhere = plan.steps.iter().any(|step| matches!(step, Step::Plugins(..)));
+        naming::tell(shared, id, plan.naming, elsewhere).await?;
+    }
     let mut addresses: Option<Vec<IpAddr>> = None;
-    for step in plan.0 {
+    for step in plan.steps {
         let joined = match step {
             Step::BuiltIn(choice) => {
                 let endpoint = controller.join(id, &choice.network, choice.options).await.map_err(failed)?;
@@ -103,16 +118,21 @@ pub(super) async fn attach(
         };
         addresses.get_or_insert(joined);
     }
+    if named {
+        naming::configure(shared, id).await?;
+    }
     Ok(addresses.unwrap_or_default())
 }
 
 /// Joins a running pod to one more network. An empty interface name is chosen.
 pub(super) async fn connect(
-    controller: &Controller,
+    shared: &Shared,
+    config: &v1::PodSandboxConfig,
     id: &str,
     network: &str,
     mut options: EndpointOptions,
 ) -> Result<(), Error> {
+    let controller = &shared.networks;
     let failed = |source| Error::Network { id: id.to_owned(), source };
     let sandbox = controller.sandbox(id).map_err(failed)?;
     let endpoints = sandbox.ok_or_else(|| Error::HostNetwork(id.to_owned()))?.endpoints;
@@ -126,11 +146,17 @@ pub(super) async fn connect(
         options.interface =
             (0..).map(|number| format!("eth{number}")).find(|name| !taken(name)).unwrap_or_default();
     }
-    controller.join(id, network, options).await.map(drop).map_err(failed)
+    options.bandwidth = capabilities::bandwidth(config)?;
+    if controller.has_names(network) {
+        naming::tell(shared, id, naming::of(config)?, shared.cni.owns(id)).await?;
+    }
+    controller.join(id, network, options).await.map_err(failed)?;
+    naming::configure(shared, id).await
 }
 
 /// Takes a running pod off a network.
-pub(super) async fn disconnect(controller: &Controller, id: &str, network: &str) -> Result<(), Error> {
+pub(super) async fn disconnect(shared: &Shared, id: &str, network: &str) -> Result<(), Error> {
+    let controller = &shared.networks;
     let failed = |source| Error::Network { id: id.to_owned(), source };
     let sandbox = controller.sandbox(id).map_err(failed)?;
     let sandbox = sandbox.ok_or_else(|| Error::HostNetwork(id.to_owned()))?;
@@ -142,7 +168,8 @@ pub(super) async fn disconnect(controller: &Controller, id: &str, network: &str)
             tracing::warn!(pod = id, network, error = %more, "leaving a network");
         }
         sources.pop().map_or_else(|| Error::ShuttingDown, failed)
-    })
+    })?;
+    naming::configure(shared, id).await
 }
 
 /// The addresses of a pod: those on the network it joined first. `None`: as they were.

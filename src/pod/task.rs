@@ -23,6 +23,7 @@ use tracing::Instrument as _;
 use super::error::Error;
 use super::event::EventKind;
 use super::lifecycle::Operation;
+use super::network::of_containers;
 use super::request::{Asked, Handle, INBOX, Reply, Request};
 use super::shared::Shared;
 use super::slot::Slot;
@@ -196,6 +197,7 @@ impl Task {
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.done(done),
             }
         }
+        self.shared.networks.name_more(&id, &[]);
         self.announce(&id, EventKind::Deleted);
         self.shared.forget(&id, &self.config);
         let replies = std::mem::take(&mut self.remove_replies);
@@ -262,6 +264,8 @@ impl Task {
             self.containers.values().map(|slot| Arc::new(slot.snapshot(&self.config))).collect();
         containers.sort_by_key(|container| container.created_at);
         let ready = self.phase == Phase::Ready;
+        let names = if ready { of_containers(containers.iter().map(AsRef::as_ref)) } else { Vec::new() };
+        self.shared.networks.name_more(&self.record.id, &names);
         self.snapshot.send_replace(Arc::new(PodSnapshot::new(
             &self.record,
             &self.surroundings,

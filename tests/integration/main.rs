@@ -27,6 +27,7 @@ mod logs;
 mod many_pods;
 mod metrics;
 mod mounts;
+mod names;
 mod namespaces;
 mod network;
 mod networks;
@@ -79,6 +80,7 @@ fn main() {
             many_pods::trials(),
             metrics::trials(),
             mounts::trials(),
+            names::trials(),
             namespaces::trials(),
             network::trials(),
             networks::trials(),

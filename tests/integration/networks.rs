@@ -24,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         pods_on_a_parent_interface,
         flushed_rules_and_lost_interfaces_come_back,
         a_diagram_is_drawn,
+        bandwidth_annotations_become_queues,
     ]
 }
 
@@ -375,5 +376,47 @@ async fn a_diagram_is_drawn(world: &mut World) {
     );
     assert_eq!(picture.matches("class=\"endpoint\"").count(), 2);
     world.remove_pod(&pod_id).await.unwrap();
+    world.prune();
+}
+
+async fn bandwidth_annotations_become_queues(world: &mut World) {
+    world.berth_ok(&["network", "create", "--subnet", "10.70.0.0/24", "blue"]);
+    let limited = |networks: &str, ingress: &str, egress: &str| {
+        let mut pod = world.pod("limited");
+        pod.annotations.insert("berth.dev/networks".into(), networks.into());
+        pod.annotations.insert("kubernetes.io/ingress-bandwidth".into(), ingress.into());
+        pod.annotations.insert("kubernetes.io/egress-bandwidth".into(), egress.into());
+        pod
+    };
+    for (ingress, egress, named) in
+        [("fast", "1M", "ingress"), ("1M", "10", "egress"), ("1M", "2P", "egress")]
+    {
+        let message =
+            assert_code(world.run_pod(&limited("bridge", ingress, egress)).await, Code::InvalidArgument);
+        assert!(message.contains(&format!("kubernetes.io/{named}-bandwidth")), "{message}");
+    }
+    let queues = |world: &World| -> Vec<String> {
+        let all = world.netns.command("tc", &["qdisc", "show"]);
+        all.lines().filter(|line| line.contains("tbf")).map(str::to_owned).collect()
+    };
+    let config = limited("bridge,blue", "10M", "20M");
+    let pod = world.run_pod(&config).await.unwrap();
+    let before = queues(world);
+    assert!(before.len() == 2 && before.iter().all(|line| line.contains("rate 10Mbit")), "{before:?}");
+    let netns = world.daemon.state.join("pods").join(&pod).join("ns/net");
+    let inside = || {
+        let netns = format!("--net={}", netns.display());
+        let all = world.netns.command("nsenter", &[&netns, "tc", "qdisc", "show"]);
+        all.matches("rate 20Mbit").count()
+    };
+    assert_eq!(inside(), 2);
+    world.crash_and_restart().await;
+    assert_eq!(queues(world), before);
+    world.remove_pod(&pod).await.unwrap();
+    let deadline = crate::support::within(10);
+    while !queues(world).is_empty() {
+        assert!(std::time::Instant::now() < deadline, "queues of a removed pod");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
     world.prune();
 }

@@ -42,10 +42,12 @@ impl Inner {
                 return Err(Error::EndpointExists { sandbox: id.to_owned(), network: network.to_owned() });
             }
             self.attach(kernel, &active, &sandbox, endpoint)?;
+            self.align_names(&sandbox)?;
             return Ok(endpoint.clone());
         }
         let (sandbox, endpoint) = self.record(kernel, &active, id, options)?;
-        if let Err(error) = self.attach(kernel, &active, &sandbox, &endpoint) {
+        let attached = self.attach(kernel, &active, &sandbox, &endpoint);
+        if let Err(error) = attached.and_then(|()| self.align_names(&sandbox)) {
             for leftover in self.leave(kernel, id, network).err().into_iter().flatten() {
                 tracing::warn!(sandbox = id, network, error = %leftover, "undoing a failed join");
             }
@@ -205,6 +207,7 @@ impl Inner {
         let Some(at) = sandbox.endpoints.iter().position(|endpoint| endpoint.network == network) else {
             return Ok(());
         };
+        self.resolvers.withdraw(id, network);
         let errors = self.detach(kernel, &sandbox, &sandbox.endpoints[at], true);
         if !errors.is_empty() {
             return Err(errors);
@@ -214,7 +217,8 @@ impl Inner {
             let tx = self.store.write()?;
             self.release(&tx, id, &endpoint)?;
             store::put_sandbox(&tx, &sandbox)?;
-            commit(tx)
+            commit(tx)?;
+            self.align_names(&sandbox)
         };
         forget().map_err(|error| vec![error])
     }
@@ -227,8 +231,10 @@ impl Inner {
         now: bool,
     ) -> Result<Vec<String>, Vec<Error>> {
         let Some(sandbox) = self.store.sandbox(id).map_err(|error| vec![error])? else {
+            self.resolvers.forget(id);
             return Ok(Vec::new());
         };
+        self.resolvers.forget(id);
         let errors: Vec<_> = sandbox
             .endpoints
             .iter()
@@ -298,6 +304,7 @@ fn same(endpoint: &Endpoint, options: &EndpointOptions, internal: bool) -> bool 
             && endpoint.default_route == (options.default_route && !internal)
             && endpoint.priority == options.priority
             && endpoint.aliases == options.aliases
+            && endpoint.bandwidth == options.bandwidth
             && options.mac.is_none_or(|mac| endpoint.mac == Some(mac))
             && options
                 .addresses

@@ -163,7 +163,7 @@ impl Inner {
         Ok(statuses)
     }
 
-    fn is_built_in(&self, network: &Network) -> bool {
+    pub(super) fn is_built_in(&self, network: &Network) -> bool {
         network.name == self.default_network
             || matches!(network.driver, NetworkDriver::Host | NetworkDriver::None)
     }

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Inner, Report};
 use crate::{
+    driver::limits,
     error::{Error, Result},
     link::{self, Link},
     model::{Endpoint, Sandbox},
@@ -47,6 +48,9 @@ impl Inner {
         // What could not be deleted above is still on record, and still owns its things.
         let Some(sandboxes) = take(&mut report.errors, self.store.sandboxes()) else { return report };
         self.reconcile_links(kernel, &sandboxes, &mut report);
+        for sandbox in &sandboxes {
+            take(&mut report.errors, self.align_names(sandbox));
+        }
         let swept = self.sweep(&sandboxes);
         if let Some((leases, ports)) = take(&mut report.errors, swept) {
             report.removed_leases = leases;
@@ -77,6 +81,7 @@ impl Inner {
                 let attached =
                     by_name.get(name).and_then(|link| link.master).is_some_and(|m| bridges.contains(&m));
                 if attached {
+                    take(&mut report.errors, limits::outside(&mut kernel.route, endpoint));
                     continue;
                 }
                 let joined = self

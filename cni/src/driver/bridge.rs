@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use super::{
     Assigned, Context, Driver, addressed_endpoint,
     inside::{configure, quiet_ipv6},
-    mac,
+    limits, mac,
 };
 use crate::{
     error::{Error, Result},
@@ -172,6 +172,8 @@ impl Driver for Bridge {
                 isolated: !self.options.inter_container,
             };
             link::enable_port(socket, host_name, &port).map_err(Error::kernel(action.clone()))?;
+            limits::outside(socket, endpoint)?;
+            limits::inside(&mut inside, index, endpoint)?;
             configure(&mut inside, index, endpoint, true).map_err(Error::kernel(action))
         })
     }

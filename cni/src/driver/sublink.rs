@@ -209,6 +209,7 @@ impl Driver for Sublink {
             let reason = format!("network {:?} is past the host's firewall: it publishes none", network.name);
             return Err(Error::invalid("ports", options.ports.len(), reason));
         }
+        super::limits::refuse(network.driver.name(), options.bandwidth)?;
         let parent = self.parent(&mut context.kernel.route)?;
         let own = <[u8; 6]>::try_from(parent.mac.as_slice()).ok();
         let mac = match (self.kind, options.mac) {

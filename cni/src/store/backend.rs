@@ -17,6 +17,8 @@ impl StorageBackend for Unsynced {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        #[cfg(test)]
+        counted::add(out.len());
         self.0.read_exact_at(out, offset)
     }
 
@@ -29,6 +31,27 @@ impl StorageBackend for Unsynced {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        #[cfg(test)]
+        counted::add(data.len());
         self.0.write_all_at(data, offset)
+    }
+}
+
+/// What the calling thread has read and written: the cost of an operation, whatever else the machine does.
+#[cfg(test)]
+pub(crate) mod counted {
+    use std::cell::Cell;
+
+    thread_local! {
+        static SO_FAR: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+    }
+
+    pub(super) fn add(bytes: usize) {
+        SO_FAR.with(|so_far| so_far.set((so_far.get().0 + 1, so_far.get().1 + bytes)));
+    }
+
+    /// Operations and bytes since the last call.
+    pub(crate) fn take() -> (usize, usize) {
+        SO_FAR.with(Cell::take)
     }
 }

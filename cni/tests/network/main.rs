@@ -4,5 +4,7 @@
 mod drivers;
 mod host;
 mod lifecycle;
+mod limits;
+mod names;
 mod recovery;
 mod traffic;

@@ -145,6 +145,32 @@ fn udp_clients_find_the_new_pod_behind_an_old_port() {
 }
 
 #[test]
+fn stale_udp_connections_go_when_a_port_is_published_and_when_it_is_withdrawn() {
+    Host::test(|host| {
+        let cni = host.dual();
+        // Translation is decided by a connection's first packet: there must be something that tracks it.
+        let entries = || run("conntrack -L -p udp --orig-port-dst 5353").lines().count();
+        let socket = host.outside.within(|| UdpSocket::bind("0.0.0.0:4444").unwrap());
+        socket.set_read_timeout(Some(std::time::Duration::from_millis(100))).unwrap();
+        // A client that began when nobody served.
+        assert!(udp_on(&socket, ip("192.0.2.1"), 5353).is_err());
+        assert_eq!(entries(), 1);
+        let pod = host.pod(&cni, publish([port(Protocol::Udp, 5353, 53)]));
+        assert_eq!(entries(), 0, "forgotten when the port is published");
+        pod.serve(53);
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        // The refusal of the first packet may still be waiting.
+        let answer =
+            udp_on(&socket, ip("192.0.2.1"), 5353).or_else(|_| udp_on(&socket, ip("192.0.2.1"), 5353));
+        assert!(answer.unwrap().starts_with("pod0"));
+        assert_eq!(entries(), 1);
+        host.delete(&cni, &pod.id);
+        assert_eq!(entries(), 0, "and when it is withdrawn");
+        host.finish(cni);
+    });
+}
+
+#[test]
 fn a_pod_without_an_ipv6_address_has_no_ipv6() {
     Host::test(|host| {
         let cni = host.open(&["10.85.0.0/16"]);

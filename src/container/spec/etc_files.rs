@@ -85,6 +85,20 @@ pub fn render_resolv_conf(dns: Option<&DnsConfig>, of_host: &str) -> Result<Stri
     Ok(text)
 }
 
+/// The same configuration with one server: the pod's own resolver, which asks the others. A name without a dot is asked for as it is
+/// first, as Docker's users expect, unless the configuration says otherwise.
+pub fn render_own_resolver(original: &str, resolver: IpAddr) -> String {
+    let is = |line: &str, key: &str| line.split_ascii_whitespace().next() == Some(key);
+    let mut text: String =
+        original.lines().filter(|line| !is(line, "nameserver")).map(|line| format!("{line}\n")).collect();
+    let _ = writeln!(text, "nameserver {resolver}");
+    let decided = original.lines().filter(|line| is(line, "options")).any(|line| line.contains("ndots:"));
+    if !decided {
+        text.push_str("options ndots:0\n");
+    }
+    text
+}
+
 /// A word can't end its line and begin another.
 fn word(field: &'static str, text: &str) -> Result<(), Error> {
     if text.is_empty() || text.len() > 255 || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
@@ -122,6 +136,18 @@ mod tests {
         ] {
             assert!(render_resolv_conf(Some(&bad), host).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn the_own_resolver_keeps_searches_and_options() {
+        let resolver = "127.0.0.11".parse().unwrap();
+        let kubelets = "search a.svc svc\nnameserver 10.96.0.10\noptions ndots:5 edns0\n";
+        let own = render_own_resolver(kubelets, resolver);
+        assert_eq!(own, "search a.svc svc\noptions ndots:5 edns0\nnameserver 127.0.0.11\n");
+        let hosts = "# by hand\nnameserver 192.0.2.1\n  nameserver\tfd00::1\noptions timeout:1";
+        let own = render_own_resolver(hosts, resolver);
+        assert_eq!(own, "# by hand\noptions timeout:1\nnameserver 127.0.0.11\noptions ndots:0\n");
+        assert_eq!(render_own_resolver("", resolver), "nameserver 127.0.0.11\noptions ndots:0\n");
     }
 
     #[test]

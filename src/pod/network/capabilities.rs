@@ -1,6 +1,6 @@
 //! What plugins are told of a pod beside its namespace: arguments and capability arguments, as kubelets' runtimes give them.
 
-use berth_cni::PortMapping;
+use berth_cni::{Bandwidth, PortMapping};
 use serde_json::{Map, Value, json};
 
 use super::choice::Choice;
@@ -27,7 +27,7 @@ pub(super) fn arguments(config: &PodSandboxConfig, id: &str) -> Vec<(&'static st
 }
 
 /// Capability arguments (CONVENTIONS.md of the CNI project, "Dynamic Plugin specific fields").
-pub(super) fn capabilities(config: &PodSandboxConfig, choice: &Choice) -> Result<Map<String, Value>, Error> {
+pub(super) fn capabilities(config: &PodSandboxConfig, choice: &Choice) -> Map<String, Value> {
     let mut capabilities = Map::new();
     let mut put = |name: &str, value: Value| capabilities.insert(name.to_owned(), value);
     let options = &choice.options;
@@ -44,14 +44,11 @@ pub(super) fn capabilities(config: &PodSandboxConfig, choice: &Choice) -> Result
         put("dns", json!({"servers": dns.servers, "searches": dns.searches, "options": dns.options}));
     }
     let mut bandwidth = Map::new();
-    for (annotation, rate, burst) in
-        [(INGRESS, "ingressRate", "ingressBurst"), (EGRESS, "egressRate", "egressBurst")]
-    {
-        if let Some(text) = config.annotations.get(annotation) {
-            let bits = bits_per_second(text).filter(|bits| RATES.contains(bits)).ok_or_else(|| {
-                let reason = format!("{text:?} is no rate from 1k to 1P bits a second, as in 10M");
-                Error::Networks { annotation, reason }
-            })?;
+    for (rate, bits, burst) in [
+        ("ingressRate", options.bandwidth.ingress, "ingressBurst"),
+        ("egressRate", options.bandwidth.egress, "egressBurst"),
+    ] {
+        if let Some(bits) = bits {
             bandwidth.insert(rate.to_owned(), bits.into());
             bandwidth.insert(burst.to_owned(), BURST.into());
         }
@@ -59,7 +56,20 @@ pub(super) fn capabilities(config: &PodSandboxConfig, choice: &Choice) -> Result
     if !bandwidth.is_empty() {
         put("bandwidth", Value::Object(bandwidth));
     }
-    Ok(capabilities)
+    capabilities
+}
+
+/// The limits that the pod's annotations set, for each of its networks.
+pub(super) fn bandwidth(config: &PodSandboxConfig) -> Result<Bandwidth, Error> {
+    let limit = |annotation: &'static str| {
+        let Some(text) = config.annotations.get(annotation) else { return Ok(None) };
+        let bits = bits_per_second(text).filter(|bits| RATES.contains(bits));
+        bits.map(Some).ok_or_else(|| {
+            let reason = format!("{text:?} is no rate from 1k to 1P bits a second, as in 10M");
+            Error::Networks { annotation, reason }
+        })
+    };
+    Ok(Bandwidth { ingress: limit(INGRESS)?, egress: limit(EGRESS)? })
 }
 
 fn port(mapping: &PortMapping) -> Value {
@@ -124,7 +134,8 @@ mod tests {
             annotations: [(INGRESS.to_owned(), "10M".to_owned())].into(),
             ..PodSandboxConfig::default()
         };
-        let found = capabilities(&config, &choice(options)).unwrap();
+        let options = EndpointOptions { bandwidth: bandwidth(&config).unwrap(), ..options };
+        let found = capabilities(&config, &choice(options));
         let expected = json!({
             "portMappings": [{"hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "192.0.2.1"}],
             "ips": ["10.1.0.5"],
@@ -132,11 +143,7 @@ mod tests {
             "bandwidth": {"ingressRate": 10_000_000, "ingressBurst": BURST},
         });
         assert_eq!(Value::Object(found), expected);
-        assert!(
-            capabilities(&PodSandboxConfig::default(), &choice(EndpointOptions::default()))
-                .unwrap()
-                .is_empty()
-        );
+        assert!(capabilities(&PodSandboxConfig::default(), &choice(EndpointOptions::default())).is_empty());
     }
 
     #[test]
@@ -147,7 +154,7 @@ mod tests {
                 annotations: [(EGRESS.to_owned(), bad.to_owned())].into(),
                 ..PodSandboxConfig::default()
             };
-            let error = capabilities(&config, &choice(EndpointOptions::default())).unwrap_err();
+            let error = bandwidth(&config).unwrap_err();
             assert!(error.to_string().contains(EGRESS), "{bad}: {error}");
         }
     }

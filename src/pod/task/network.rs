@@ -19,8 +19,9 @@ impl Task {
             return;
         }
         let (shared, id) = (Arc::clone(&self.shared), self.record.id.clone());
+        let config = Arc::clone(&self.config);
         self.job(async move {
-            let result = network::connect(&shared.networks, &id, &network, options).await;
+            let result = network::connect(&shared, &config, &id, &network, options).await;
             Done::Networked { result, reply }
         });
     }
@@ -32,7 +33,7 @@ impl Task {
         }
         let (shared, id) = (Arc::clone(&self.shared), self.record.id.clone());
         self.job(async move {
-            let result = network::disconnect(&shared.networks, &id, &network).await;
+            let result = network::disconnect(&shared, &id, &network).await;
             Done::Networked { result, reply }
         });
     }

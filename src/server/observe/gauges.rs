@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use berth_cni::Controller;
-use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::super::assembly::Rooms;
 use crate::container::ContainerState;
@@ -27,6 +27,7 @@ pub(super) struct Gauges {
     overlay_lag: IntGauge,
     overlay_peers: IntGaugeVec,
     overlay_stale: IntGaugeVec,
+    questions: IntCounterVec,
 }
 
 impl Gauges {
@@ -72,6 +73,10 @@ impl Gauges {
                 "Records of a network that lost to one of the same address with a later epoch.",
                 "network",
             )?,
+            questions: IntCounterVec::new(
+                Opts::new("berth_dns_queries_total", "Questions of pods to their resolvers, by answer."),
+                &["answer"],
+            )?,
         };
         registry.register(Box::new(gauges.by_pod_state.clone()))?;
         registry.register(Box::new(gauges.by_container_state.clone()))?;
@@ -84,6 +89,7 @@ impl Gauges {
         registry.register(Box::new(gauges.overlay_lag.clone()))?;
         registry.register(Box::new(gauges.overlay_peers.clone()))?;
         registry.register(Box::new(gauges.overlay_stale.clone()))?;
+        registry.register(Box::new(gauges.questions.clone()))?;
         let build = Opts::new("berth_build_info", "1; the labels say what runs.")
             .const_label("version", env!("CARGO_PKG_VERSION"));
         let build = IntGauge::with_opts(build)?;
@@ -118,6 +124,17 @@ impl Gauges {
         self.image_bytes.set(i64::try_from(self.images.fs_info().used_bytes).unwrap_or(i64::MAX));
         self.networks();
         self.overlay();
+        let counts = self.networks.name_counts();
+        for (answer, count) in [
+            ("local", counts.local),
+            ("cached", counts.cached),
+            ("forwarded", counts.forwarded),
+            ("failed", counts.failed),
+            ("refused", counts.refused),
+        ] {
+            let counter = self.questions.with_label_values(&[answer]);
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
     }
 
     fn overlay(&self) {

@@ -54,7 +54,13 @@ fn middle(row: usize) -> usize {
     TOP + row * ROW + BOX.1 / 2
 }
 
+/// The same state gives the same picture, in whatever order it came.
 fn draw(node: &str, networks: &[(Network, Vec<Endpoint>)]) -> String {
+    let mut networks = networks.to_vec();
+    networks.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
+    for (_, endpoints) in &mut networks {
+        endpoints.sort_by_cached_key(|endpoint| (pod_label(endpoint), endpoint.pod_id.clone()));
+    }
     let mut pods: BTreeMap<&str, (usize, String)> = BTreeMap::new();
     for endpoint in networks.iter().flat_map(|(_, endpoints)| endpoints) {
         let row = pods.len();
@@ -139,7 +145,9 @@ fn escape(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '&' => out.push_str("&amp;"),
             '"' => out.push_str("&quot;"),
-            char if char.is_control() => out.push('?'),
+            '\'' => out.push_str("&apos;"),
+            // Not characters of XML.
+            char if char.is_control() || matches!(char, '\u{fffe}' | '\u{ffff}') => out.push('?'),
             char => out.push(char),
         }
     }
@@ -148,29 +156,65 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used)]
     use super::*;
 
-    #[test]
-    fn every_network_pod_and_endpoint_is_drawn_and_names_are_no_markup() {
-        let network =
-            |name: &str| Network { name: name.into(), driver: "bridge".into(), ..Network::default() };
-        let endpoint = |pod: &str, address: &str| Endpoint {
+    fn network(name: &str) -> Network {
+        Network { name: name.into(), driver: "bridge".into(), ..Network::default() }
+    }
+
+    fn endpoint(pod: &str, address: &str) -> Endpoint {
+        Endpoint {
             pod_id: format!("{pod}{}", "0".repeat(20)),
             pod_name: pod.into(),
-            pod_namespace: "<script>".into(),
+            pod_namespace: "<script>'&\u{1}\u{ffff}\"".into(),
             interface: "eth0".into(),
             addresses: vec![address.into()],
             ..Endpoint::default()
-        };
+        }
+    }
+
+    #[test]
+    fn every_network_pod_and_endpoint_is_drawn_and_names_are_no_markup() {
         let networks = [
             (network("blue"), vec![endpoint("a", "10.1.0.2/24"), endpoint("b", "10.1.0.3/24")]),
             (network("red"), vec![endpoint("a", "10.2.0.2/24")]),
         ];
         let picture = draw("n&1", &networks);
-        assert_eq!(picture.matches("class=\"network\"").count(), 2);
-        assert_eq!(picture.matches("class=\"pod\"").count(), 2);
-        assert_eq!(picture.matches("class=\"endpoint\"").count(), 3);
-        assert!(picture.contains("&lt;script&gt;/a") && !picture.contains("<script>"));
-        assert!(picture.contains("node n&amp;1") && picture.contains("10.2.0.2/24"));
+        let document = roxmltree::Document::parse(&picture).expect("well-formed");
+        let root = document.root_element();
+        assert_eq!(root.tag_name().name(), "svg");
+        assert_eq!(root.tag_name().namespace(), Some("http://www.w3.org/2000/svg"));
+        let of_class = |class: &str| {
+            document.descendants().filter(|node| node.attribute("class") == Some(class)).collect::<Vec<_>>()
+        };
+        assert_eq!(of_class("node").len(), 1);
+        assert_eq!(of_class("network").len(), 2);
+        assert_eq!(of_class("pod").len(), 2);
+        assert_eq!(of_class("endpoint").len(), 3);
+        let texts: Vec<_> = document.descendants().filter_map(|node| node.text()).collect();
+        for text in ["node n&1", "<script>'&??\"/a", "blue (bridge)", "eth0 10.2.0.2/24"] {
+            assert!(texts.contains(&text), "{text} in {texts:?}");
+        }
+        // A line begins at its network's box and ends at its pod's.
+        let number = |node: &roxmltree::Node<'_, '_>, name: &str| -> usize {
+            node.attribute(name).and_then(|text| text.parse().ok()).expect("a number")
+        };
+        let boxes =
+            |class: &str| of_class(class).iter().map(|node| number(node, "y") + 24).collect::<Vec<_>>();
+        let lines: Vec<_> =
+            of_class("endpoint").iter().map(|line| (number(line, "y1"), number(line, "y2"))).collect();
+        let (networks, pods) = (boxes("network"), boxes("pod"));
+        let expected = [(networks[0], pods[0]), (networks[0], pods[1]), (networks[1], pods[0])];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn the_order_does_not_show() {
+        let (a, b) = (endpoint("a", "10.1.0.2/24"), endpoint("b", "10.1.0.3/24"));
+        let one = draw("n", &[(network("blue"), vec![a.clone(), b.clone()]), (network("red"), vec![])]);
+        let other = draw("n", &[(network("red"), vec![]), (network("blue"), vec![b, a])]);
+        assert_eq!(one, other);
+        assert!(roxmltree::Document::parse(&draw("", &[])).is_ok());
     }
 }
