@@ -11,6 +11,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         // Verbose status answers show configurations as JSON.
         .type_attribute(".runtime.v1", "#[derive(serde::Serialize)]")
+        // Written by hand: see there.
+        .extern_path(".runtime.v1.PodSandboxMetrics", "crate::proto::metrics::PodSandboxMetrics")
         .compile_fds(files)?;
     // NRI runs over ttrpc on a transport of its own (src/nri/wire.rs): messages only.
     tonic_prost_build::configure()

@@ -135,6 +135,18 @@ impl Cni {
         }
     }
 
+    /// Whether plugins attach pods that name no network, or would if their configuration could be read. Never waits.
+    pub fn is_default(&self) -> bool {
+        match self.inner.options.mode {
+            Mode::Builtin => false,
+            Mode::Cni => true,
+            Mode::Auto => {
+                self.reload();
+                !matches!(&self.inner.known.read().lists, Ok(lists) if lists.is_empty())
+            }
+        }
+    }
+
     /// The list of a network.
     pub fn list(&self, network: &str) -> Option<Arc<List>> {
         if self.inner.options.mode == Mode::Builtin {

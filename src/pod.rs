@@ -36,7 +36,7 @@ pub use error::Error;
 pub use event::{EventKind, PodEvent};
 pub use lifecycle::{ContainerStep, Lifecycle, Operation, PodStep, Told};
 pub use namespaces::Error as NamespaceError;
-pub use network::parse_mac;
+pub use network::{PodCidrs, parse_mac};
 pub use pods::{Options, Pods};
 pub use recover::Recovered;
 pub use snapshot::PodSnapshot;

@@ -16,6 +16,8 @@ pub mod runtime {
     }
 }
 
+pub mod metrics;
+
 /// Berth's own messages (`proto/berth/v1`).
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 pub mod berth {

@@ -17,6 +17,7 @@ pub mod events;
 mod exit;
 mod launch;
 mod probe;
+mod program;
 mod socket;
 
 pub(crate) use attach::{Keyboard, Printed, Screen, attach};
@@ -25,3 +26,4 @@ pub use error::Error;
 pub use exit::{ExitRecord, read_exit_record};
 pub use launch::{Backend, Launcher};
 pub use probe::user_namespaces;
+pub use program::Program;

@@ -174,7 +174,9 @@ impl Stats {
             .iter()
             .flat_map(|pod| {
                 let containers = pod.containers.iter().map(|container| container_target(container));
-                std::iter::once(self.pod_target(pod)).chain(containers)
+                // Metrics are of containers: of a pod there is its network.
+                let own = if depth == Depth::Usage { self.pod_target(pod) } else { None };
+                std::iter::once(own).chain(containers)
             })
             .collect();
         let mut samples = self.read(targets, depth).await.into_iter();

@@ -1,6 +1,30 @@
 //! What the C library must be told directly.
 #![allow(unsafe_code)]
 
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Makes a mount that is open as `tree` read-only (mount_setattr(2), Linux 5.12, which no crate of ours wraps).
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn make_read_only(tree: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path is null-terminated; `attributes` has the layout and size the kernel is told, and outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Makes the heap give back what it no longer needs. A pull moves hundreds of megabytes through buffers on many threads;
 /// glibc's defaults (eight arenas a core, thresholds that grow with use) would keep tens of them for good.
 ///

@@ -17,6 +17,7 @@ mod networks;
 mod overlay;
 mod reconcile;
 mod status;
+mod subnets;
 mod traffic;
 mod verify;
 mod watch;
@@ -30,6 +31,7 @@ use std::{
     time::Duration,
 };
 
+use ipnetwork::IpNetwork;
 use parking_lot::RwLock;
 use tokio::sync::{Mutex, RwLock as Gate};
 
@@ -37,10 +39,12 @@ use crate::{
     definition::NetworkRequest,
     driver::{Context, Driver},
     error::{Error, Result},
-    firewall::{Firewall, endpoint_elements, network_elements},
+    firewall::{Firewall, endpoint_elements},
     ipam::{Embedded, IpamDriver, Pool},
     link,
-    model::{BridgeOptions, Endpoint, EndpointOptions, Network, NetworkDriver, Sandbox, SandboxSpec},
+    model::{
+        BridgeOptions, Endpoint, EndpointOptions, Network, NetworkDriver, Sandbox, SandboxSpec, SubnetOptions,
+    },
     names::{check_name, stable_hash},
     nft::Element,
     overlay::Plane,
@@ -124,6 +128,8 @@ struct Active {
     network: Network,
     driver: Box<dyn Driver>,
     pools: Vec<Pool>,
+    /// Of subnets it had before: addresses are still in use, none is given out.
+    retired: Vec<Pool>,
 }
 
 #[derive(Debug)]
@@ -136,6 +142,8 @@ struct Inner {
     definitions: Option<PathBuf>,
     default_network: String,
     overlay: Option<Arc<Plane>>,
+    /// Subnets of the default network as configured; it may have been told of others.
+    configured: Vec<SubnetOptions>,
     networks: RwLock<HashMap<String, Arc<Active>>>,
 }
 
@@ -169,6 +177,7 @@ impl Controller {
             definitions: options.definitions,
             default_network: options.network.clone(),
             overlay: overlay.map(Arc::new),
+            configured: options.bridge.as_ref().map(|bridge| bridge.subnets.clone()).unwrap_or_default(),
             networks: RwLock::default(),
         };
         let tx = inner.store.write()?;
@@ -177,6 +186,7 @@ impl Controller {
         inner.firewall.ensure(&mut kernel.filter)?;
         let default =
             options.bridge.map(|bridge| Network::new(options.network, NetworkDriver::Bridge(bridge)));
+        let default = default.map(|network| inner.as_told(network));
         let others = [Network::new("host", NetworkDriver::Host), Network::new("none", NetworkDriver::None)];
         for network in default.into_iter().chain(others) {
             inner.activate(&mut kernel, network)?;
@@ -408,6 +418,27 @@ impl Controller {
         self.alone("deleting a network", move |inner, kernel| inner.delete_network(kernel, &name)).await?
     }
 
+    /// Gives a bridge network other subnets. Sandboxes that have joined keep their addresses; those that join get theirs from
+    /// the new subnets. `None`: as the default network is configured. It holds until it is changed again, or another
+    /// configuration. Returns whether anything is different now.
+    ///
+    /// # Errors
+    /// There is no such network, or it is no bridge; subnets that make no sense, overlap another network's, or whose gateway
+    /// somebody has as an address: nothing is changed then. A refusal of the kernel: it is tried again by reconciliation.
+    pub async fn change_subnets(&self, network: &str, subnets: Option<Vec<IpNetwork>>) -> Result<bool> {
+        let network = network.to_owned();
+        self.alone("changing a network's subnets", move |inner, kernel| {
+            inner.change_subnets(kernel, &network, subnets.as_deref())
+        })
+        .await?
+    }
+
+    /// Whether the default network has subnets that it was told of, not the configured ones.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.inner.is_told()
+    }
+
     /// Holds records and kernel against each other. What belongs to a sandbox that is not `live`, or to nobody, is undone;
     /// what a live one should have and has not (somebody flushed the firewall, deleted the bridge) is made again. Call it at
     /// start and now and then.
@@ -511,9 +542,7 @@ impl Inner {
     fn desired_elements(&self) -> Result<BTreeSet<Element>> {
         let mut desired = BTreeSet::new();
         for active in self.networks.read().values() {
-            if let Some(options) = active.network.driver.bridge() {
-                desired.extend(network_elements(&options));
-            }
+            desired.extend(active.elements());
         }
         for sandbox in self.store.sandboxes()? {
             desired.extend(sandbox.endpoints.iter().flat_map(endpoint_elements));

@@ -85,6 +85,15 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// The kernel refuses.
     fn create_network(&self, context: &mut Context<'_>, network: &Network, pools: &[Pool]) -> Result<()>;
 
+    /// Removes what pools have on the host that are the network's no longer.
+    ///
+    /// # Errors
+    /// The kernel refuses. What is gone already is no error.
+    fn retire_pools(&self, context: &mut Context<'_>, network: &Network, pools: &[Pool]) -> Result<()> {
+        let _ = (context, network, pools);
+        Ok(())
+    }
+
     /// Removes what the network has on the host.
     ///
     /// # Errors

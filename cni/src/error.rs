@@ -123,6 +123,16 @@ pub enum Error {
         /// Its network.
         other_network: String,
     },
+    /// A subnet's gateway is somebody's already.
+    #[error("subnet {subnet} can't be used: its gateway {gateway} is that of {holder}; remove that first")]
+    GatewayTaken {
+        /// The new pool.
+        subnet: IpNetwork,
+        /// Its gateway.
+        gateway: IpAddr,
+        /// Who has the address.
+        holder: String,
+    },
     /// No address left.
     #[error("no free address in {subnet} of network {network:?}: all {size} are leased")]
     PoolExhausted {
@@ -312,6 +322,7 @@ impl Error {
             | Self::InterfaceTaken { .. }
             | Self::PoolOverlap { .. }
             | Self::AddressTaken { .. }
+            | Self::GatewayTaken { .. }
             | Self::PortTaken { .. }
             | Self::NotAttached { .. }
             | Self::ParentMissing(_)

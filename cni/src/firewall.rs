@@ -46,7 +46,7 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use crate::{
-    address::limits,
+    address::{limits, overlap},
     error::{Error, Result},
     model::{BridgeOptions, Endpoint, Forwarding},
     netlink::Socket,
@@ -215,8 +215,8 @@ pub(crate) fn is_missing(error: &io::Error) -> bool {
 
 // === Elements ===
 
-/// What a bridge network puts into the sets.
-pub(crate) fn network_elements(bridge: &BridgeOptions) -> BTreeSet<Element> {
+/// What a bridge network puts into the sets. `subnets`: its own, and those of before that are still in use.
+pub(crate) fn network_elements(bridge: &BridgeOptions, subnets: Vec<IpNetwork>) -> BTreeSet<Element> {
     let mut name = bridge.bridge.clone().into_bytes();
     name.resize(16, 0);
     let element = |set, key| Element { set, key, data: None, end: false };
@@ -228,9 +228,22 @@ pub(crate) fn network_elements(bridge: &BridgeOptions) -> BTreeSet<Element> {
         elements.insert(element("internal", name));
     }
     if bridge.forwarding == Forwarding::Nat {
-        elements.extend(bridge.subnets.iter().flat_map(|subnet| interval(subnet.subnet)));
+        elements.extend(outermost(subnets).into_iter().flat_map(interval));
     }
     elements
+}
+
+/// Leaves out subnets that lie in another one: as intervals of a set they would stand in each other's way.
+fn outermost(mut subnets: Vec<IpNetwork>) -> Vec<IpNetwork> {
+    subnets.sort_by_key(|subnet| (subnet.is_ipv6(), limits(*subnet).0, subnet.prefix()));
+    let mut kept: Vec<IpNetwork> = Vec::new();
+    for subnet in subnets {
+        // A subnet that shares an address with a larger one lies in it.
+        if kept.last().is_none_or(|last| !overlap(*last, subnet)) {
+            kept.push(subnet);
+        }
+    }
+    kept
 }
 
 /// A subnet as an interval: its first address and, marked as an end, the first after it.
@@ -429,4 +442,28 @@ fn forward() -> [Rule; 7] {
         has(Tracked::Status, TRANSLATED).accept(),
         to(from("bridges"), "bridges").drop(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn subnets(texts: &[&str]) -> Vec<IpNetwork> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn nested_subnets_are_one_interval() {
+        let found = outermost(subnets(&[
+            "10.1.2.0/24",
+            "fd00::/64",
+            "10.1.0.0/16",
+            "10.2.0.0/24",
+            "fd00::/48",
+            "10.1.0.0/16",
+        ]));
+        assert_eq!(found, subnets(&["10.1.0.0/16", "10.2.0.0/24", "fd00::/48"]));
+    }
 }

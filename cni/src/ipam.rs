@@ -104,10 +104,11 @@ pub trait IpamDriver: std::fmt::Debug + Send + Sync {
     /// The store failed.
     fn pools(&self, tx: &WriteTransaction) -> Result<Vec<Pool>>;
 
-    /// Returns the pool of a network's subnet, made if it is not there. Asking again is free.
+    /// Returns the pool of a network's subnet, made if it is not there. Asking again is free. It may overlap pools of the same
+    /// network, which the caller then takes no more addresses from.
     ///
     /// # Errors
-    /// The subnet makes no sense, or overlaps another pool.
+    /// The subnet makes no sense, or overlaps another network's pool.
     fn request_pool(&self, tx: &WriteTransaction, network: &str, subnet: &SubnetOptions) -> Result<Pool>;
 
     /// The same for a subnet that hosts share: nothing of it is given out but of blocks that were added.

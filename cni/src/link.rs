@@ -29,6 +29,7 @@ const NEWLINK: u16 = 16;
 const DELLINK: u16 = 17;
 const GETLINK: u16 = 18;
 const NEWADDR: u16 = 20;
+const DELADDR: u16 = 21;
 const NEWROUTE: u16 = 24;
 const GETROUTE: u16 = 26;
 
@@ -250,6 +251,17 @@ pub(crate) fn add_address(messages: &mut Messages, index: u32, address: IpNetwor
         }
     }
     messages.push_typed(NEWADDR, CREATE, &message);
+}
+
+/// Takes an address of this very prefix length away.
+pub(crate) fn delete_address(messages: &mut Messages, index: u32, address: IpNetwork) {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.prefix_len = address.prefix();
+    message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.attributes.push(AddressAttribute::Local(address.ip()));
+    message.attributes.push(AddressAttribute::Address(address.ip()));
+    messages.push_typed(DELADDR, 0, &message);
 }
 
 /// Addresses of a link with their prefix lengths.

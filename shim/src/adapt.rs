@@ -19,8 +19,8 @@ use oci_spec::runtime::{
     PosixRlimitType, Spec,
 };
 
+use crate::bundle::state_root;
 use crate::cgroup;
-use crate::create::state_root;
 use crate::cwd;
 use crate::filter::{self, Filter};
 use crate::stage::{self, Runtime, Stage};
@@ -123,6 +123,10 @@ pub(crate) fn spec(
         process.set_env(Some(environment));
     }
     if let Err(error) = cwd::make(&root, bundle, &mounts, process.cwd(), container) {
+        if error.kind() == std::io::ErrorKind::NotADirectory {
+            let message = format!("working directory {}: {error}", process.cwd().display());
+            return Err(Failure::new(Code::FailedPrecondition, message));
+        }
         eprintln!("making the working directory {}: {error}", process.cwd().display());
     }
     take_restrictions(&mut spec, &mut restrictions, bundle, seccomp_cache)?;

@@ -8,7 +8,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, DirBuilder, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -25,7 +25,7 @@ use serde_json::json;
 
 use crate::cgroup;
 use crate::job::{self, Report};
-use crate::{delete, sys};
+use crate::{delete, program, sys};
 
 /// What the program is called when it is containerd's.
 const NAME: &str = "containerd-shim-berth-";
@@ -107,7 +107,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     if call.info {
         return print(&info());
     }
-    if !crate::serve::valid_id(&call.id) {
+    if !crate::bundle::valid_id(&call.id) {
         return Err(format!("{:?} is no container id", call.id));
     }
     match call.action.as_str() {
@@ -136,8 +136,11 @@ fn start(call: &Call) -> Result<(), String> {
         let listener =
             UnixListener::bind(&socket).map_err(failed(format!("listening on {}", socket.display())))?;
         let log = File::create(bundle.join("shim.log")).map_err(failed("making the log".to_owned()))?;
-        let program = std::env::current_exe().map_err(failed("finding the program".to_owned()))?;
-        let mut serve = Command::new(program);
+        let path = std::env::current_exe().map_err(failed("finding the program".to_owned()))?;
+        // Where no mount can be made, containers are kept from changing it only by its being executed.
+        let file = program::read_only(&path).ok();
+        let through = file.as_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
+        let mut serve = Command::new(through.as_ref().unwrap_or(&path));
         serve
             .arg0("berth-shim")
             .args(["serve", "--socket-fd", "0", "--id", &call.id, "--bundle"])

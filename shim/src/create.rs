@@ -16,6 +16,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use oci_spec::runtime::{LinuxDeviceCgroup, Process, Spec};
 
 use crate::adapt;
+use crate::bundle::state_root;
 use crate::cgroup;
 use crate::devices;
 use crate::executor::Command;
@@ -40,11 +41,6 @@ pub(crate) struct Creation {
     pub(crate) stderr: Option<OwnedFd>,
     /// Where compiled filters of all containers are kept.
     pub(crate) seccomp_cache: Option<PathBuf>,
-}
-
-/// Where libcontainer keeps its state of the container.
-pub(crate) fn state_root(bundle: &Path) -> PathBuf {
-    bundle.join("state")
 }
 
 /// Creates the container and reports its process, cgroup and terminal.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use libcontainer::container::Container;
 
+use crate::bundle::state_root;
 use crate::cgroup;
-use crate::create::state_root;
 use crate::job::Reporter;
 use crate::oci::Binary;
 use crate::status::Failure;

@@ -21,7 +21,7 @@ use oci_spec::runtime::{
     LinuxSeccompOperator, LinuxSyscall,
 };
 
-use crate::create::state_root;
+use crate::bundle::state_root;
 use crate::status::{Code, Failure};
 use crate::sys;
 

@@ -140,7 +140,7 @@ impl Program {
             |error: &io::Error| Failure::doing(&format!("running {} {action}", self.path.display()), error);
         // Files, not pipes: a shim that goes on in the background may keep them open.
         let (out, err) = (bundle.join("shim-stdout"), bundle.join("shim-stderr"));
-        let publisher = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("berth-shim"));
+        let publisher = crate::program::path();
         let mut command = Command::new(&self.path);
         command
             .args(["-namespace", &self.namespace, "-address", &self.address, "-publish-binary"])

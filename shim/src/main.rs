@@ -15,6 +15,7 @@
 
 mod adapt;
 mod audience;
+mod bundle;
 mod cgroup;
 mod containerd;
 mod create;
@@ -35,6 +36,7 @@ mod oci;
 mod pod_init;
 mod pod_namespaces;
 mod probe;
+mod program;
 mod rootfs;
 mod serve;
 mod stage;
@@ -65,6 +67,8 @@ const USAGE: &str = "usage:
       what containerd calls for the runtime io.containerd.berth.v1";
 
 fn main() -> ExitCode {
+    // Executed by way of a descriptor it would be called by that one's number.
+    let _ = nix::sys::prctl::set_name(c"berth-shim");
     let mut arguments = std::env::args();
     let program = arguments.next().unwrap_or_default();
     let command = arguments.next().unwrap_or_default();

@@ -56,7 +56,7 @@ pub(crate) struct Options {
 impl Options {
     pub(crate) fn parse(arguments: &[String]) -> Result<Self, String> {
         let id = crate::option(arguments, "--id")?.ok_or("serve: --id is missing")?;
-        if !valid_id(&id) {
+        if !crate::bundle::valid_id(&id) {
             return Err(format!("serve: {id:?} is no container id"));
         }
         let bundle = crate::option(arguments, "--bundle")?.ok_or("serve: --bundle is missing")?;
@@ -99,15 +99,6 @@ fn events(arguments: &[String]) -> Result<Option<(PathBuf, String)>, String> {
     let namespace = crate::option(arguments, "--namespace")?;
     let namespace = namespace.ok_or("serve: --events needs --namespace beside it")?;
     Ok(Some((PathBuf::from(address.strip_prefix("unix://").unwrap_or(&address)), namespace)))
-}
-
-/// Ids become file names.
-pub(crate) fn valid_id(id: &str) -> bool {
-    !id.is_empty()
-        && id.len() <= 200
-        && id != "."
-        && id != ".."
-        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-+".contains(&byte))
 }
 
 /// Everything the shim knows.

@@ -54,7 +54,7 @@ impl Failure {
     /// limit that the kernel refuses, are no fault of the runtime: runc, crun and youki say so in these words.
     pub(crate) fn said(message: impl Into<String>) -> Self {
         let message = message.into();
-        let code = if ["exec: \"", "executable file", "error setting cgroup config"]
+        let code = if ["exec: \"", "executable file", "error setting cgroup config", "chdir to cwd"]
             .iter()
             .any(|words| message.contains(words))
         {

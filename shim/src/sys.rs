@@ -7,7 +7,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-pub(crate) use mount::mount_setattr;
+pub(crate) use mount::{make_read_only, mount_setattr};
 
 /// Which side of a [`fork`] this is.
 #[derive(Debug)]

@@ -1,22 +1,21 @@
 //! What a cgroup uses, read from its files by ourselves.
 //!
-//! A scrape reads some files of every container on the node, so reading is spare: paths are joined once ([`Meter`]), one
-//! buffer serves all, and numbers are picked out of the bytes as they are. [`Meter::usage`] is what statistics need,
-//! [`Meter::detail`] the rest that only metrics ask for. A file that is not there leaves its field empty: the controller is
-//! missing, or the cgroup is gone.
+//! A scrape reads some files of every container on the node, so reading is spare: a file stays open ([`Meter`]) and is read once,
+//! one buffer serves all, and numbers are picked out of the bytes as they are. Statistics need a part of the files, metrics
+//! all of them: those are opened when they are first asked for. A file that is not there leaves its field empty: the
+//! controller is missing, or the cgroup is gone.
 
+mod file;
 mod parse;
 mod v1;
 mod v2;
 
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode as Permissions, OFlags, openat};
-use rustix::io::Errno;
-
 use super::Mode;
+
+pub use file::Buffer;
+use file::File;
 
 /// Above this a v1 limit is none: the largest number of whole pages, whatever the page size.
 const NO_LIMIT: u64 = 1 << 62;
@@ -187,78 +186,52 @@ impl Meter {
     }
 
     /// Processor time alone, in nanoseconds: what rates are made of.
-    pub fn cpu_nanoseconds(&self, buffer: &mut Buffer) -> Option<u64> {
-        match &self.files {
+    pub fn cpu_nanoseconds(&mut self, buffer: &mut Buffer) -> Option<u64> {
+        match &mut self.files {
             Files::V1(files) => files.cpu(buffer),
             Files::V2(files) => files.cpu(buffer),
         }
     }
 
     /// What statistics need. `None` when there is no such cgroup.
-    pub fn usage(&self, buffer: &mut Buffer) -> Option<Usage> {
-        let usage = match &self.files {
+    pub fn usage(&mut self, buffer: &mut Buffer) -> Option<Usage> {
+        let usage = match &mut self.files {
             Files::V1(files) => files.usage(buffer),
-            Files::V2(files) => files.usage(buffer),
+            Files::V2(files) => files.usage(buffer, None),
         };
         (usage != Usage::default()).then_some(usage)
     }
 
-    /// The rest.
-    pub fn detail(&self, buffer: &mut Buffer) -> Detail {
-        match &self.files {
-            Files::V1(files) => files.detail(buffer),
-            Files::V2(files) => files.detail(buffer),
+    /// That, and what metrics need.
+    pub fn all(&mut self, buffer: &mut Buffer) -> Option<(Usage, Detail)> {
+        let mut detail = Detail::default();
+        let usage = match &mut self.files {
+            Files::V1(files) => files.usage(buffer),
+            // Some files have to do with both.
+            Files::V2(files) => files.usage(buffer, Some(&mut detail)),
+        };
+        if usage == Usage::default() {
+            return None;
+        }
+        match &mut self.files {
+            Files::V1(files) => files.detail(buffer, &mut detail),
+            Files::V2(files) => files.detail(buffer, &mut detail),
+        }
+        Some((usage, detail))
+    }
+
+    /// Closes the files that only metrics need.
+    pub fn close_details(&mut self) {
+        match &mut self.files {
+            Files::V1(files) => files.details = None,
+            Files::V2(files) => files.details = None,
         }
     }
-}
-
-/// Where files are read into.
-#[derive(Debug)]
-pub struct Buffer(Vec<u8>);
-
-impl Default for Buffer {
-    fn default() -> Self {
-        // Larger than any file of a cgroup but `cgroup.procs`.
-        Self(vec![0; 16 * 1024])
-    }
-}
-
-impl Buffer {
-    /// The content of a file; `None` when it can't be read.
-    fn read(&mut self, path: &CString) -> Option<&str> {
-        let file =
-            openat(CWD, path.as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Permissions::empty()).ok()?;
-        let mut length = 0;
-        loop {
-            let Some(free) = self.0.get_mut(length..).filter(|free| !free.is_empty()) else {
-                let larger = self.0.len() * 2;
-                self.0.resize(larger, 0);
-                continue;
-            };
-            match rustix::io::read(&file, free) {
-                Ok(0) => break,
-                Ok(count) => length += count,
-                Err(Errno::INTR) => {}
-                // ENODEV: removed since it was opened.
-                Err(_) => return None,
-            }
-        }
-        std::str::from_utf8(&self.0[..length]).ok()
-    }
-
-    fn number(&mut self, path: &CString) -> Option<u64> {
-        parse::number(self.read(path)?)
-    }
-}
-
-fn path(directory: &Path, file: &str) -> CString {
-    // A path with a NUL is no cgroup's: it reads as one that is not there.
-    CString::new(directory.join(file).as_os_str().as_bytes()).unwrap_or_default()
 }
 
 /// The processes in a cgroup directory and below it. A directory's link count tells whether there is anything below.
-fn processes(directory: &Path, buffer: &mut Buffer, found: &mut Vec<u32>) {
-    if let Some(text) = buffer.read(&path(directory, "cgroup.procs")) {
+fn processes(directory: &Path, own: &mut File, buffer: &mut Buffer, found: &mut Vec<u32>) {
+    if let Some(text) = own.read(buffer) {
         let room = MAX_PROCESSES.saturating_sub(found.len());
         found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).take(room));
     }
@@ -268,7 +241,8 @@ fn processes(directory: &Path, buffer: &mut Buffer, found: &mut Vec<u32>) {
     }
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            processes(&entry.path(), buffer, found);
+            let below = entry.path();
+            processes(&below, &mut File::new(&below, "cgroup.procs"), buffer, found);
         }
     }
 }

@@ -288,7 +288,8 @@ pub(crate) const KEYS: &[Key] = &[
         "network.bridge.subnets",
         Type::TextList,
         "[\"10.85.0.0/16\", \"fd85:be:27::/64\"]",
-        "Address pools, the pod's first family first. They must not overlap."
+        "Address pools, the pod's first family first. They must not overlap. The node's pod CIDRs take their place when \
+         the kubelet tells them."
     ),
     key!(
         "network.bridge.mtu",

@@ -8,32 +8,14 @@ use futures::future::BoxFuture;
 use oci_spec::runtime::Spec;
 
 use super::error::Error;
+use super::refusal::Refusal;
 use super::snapshot::ContainerSnapshot;
 use super::spec::{self, Host};
 use crate::cgroup::Mode;
-use crate::error::{Classify, Kind};
 
 /// Changes the specification of the container, or refuses it.
 pub(crate) type Adjust =
     Box<dyn FnOnce(Arc<ContainerSnapshot>, Spec) -> BoxFuture<'static, Result<Spec, Refusal>> + Send>;
-
-/// A step in the life of a pod or a container was refused by somebody who has a say in it.
-#[derive(Debug, thiserror::Error)]
-#[error("{who} refuses {step}: {reason}")]
-pub struct Refusal {
-    /// Who refuses.
-    pub who: String,
-    /// Which step.
-    pub step: &'static str,
-    /// In their own words.
-    pub reason: String,
-}
-
-impl Classify for Refusal {
-    fn kind(&self) -> Kind {
-        Kind::FailedPrecondition
-    }
-}
 
 /// Lets `adjust` change the specification, and takes out of the result what this machine can't do, as the specification's
 /// own builder would have: the second value says what.

@@ -102,7 +102,7 @@ pub enum Error {
     },
     /// Somebody with a say in it refused.
     #[error(transparent)]
-    Refused(#[from] super::adjust::Refusal),
+    Refused(#[from] super::refusal::Refusal),
     /// A device by name could not be had.
     #[error(transparent)]
     Device(#[from] cdi::Error),

@@ -1,4 +1,4 @@
-//! Writes readings as metrics. Values are whole numbers in the CRI, so seconds are whole seconds.
+//! Writes readings as metrics, straight into what goes over the wire. Values are whole numbers in the CRI, so seconds are whole seconds.
 //!
 //! The kubelet takes the common labels for granted in this order: `container`, `id` (the cgroup), `image`, `name` (the
 //! container's id), `namespace`, `pod`. What belongs to the pod as a whole, its network, goes by `container="POD"`.
@@ -8,9 +8,10 @@ mod families;
 use crate::cgroup::usage::{Detail, Pressure, Usage};
 use crate::container::ContainerState;
 use crate::pod::PodSnapshot;
-use crate::proto::runtime::v1::{
-    ContainerMetrics, LinuxContainerResources, Metric, MetricDescriptor, PodSandboxMetrics, UInt64Value,
+use crate::proto::metrics::{
+    PodSandboxMetrics, bytes_field, field_length, length_field, number_field, number_field_length,
 };
+use crate::proto::runtime::v1::{LinuxContainerResources, MetricDescriptor};
 use crate::stats::{ContainerReading, Disk, PodReading, Processes, Stats};
 
 use families::{Family, *};
@@ -22,64 +23,105 @@ pub(crate) fn descriptors() -> Vec<MetricDescriptor> {
     families::descriptors()
 }
 
+/// Field numbers of the messages that are written here.
+mod field {
+    /// `PodSandboxMetrics`
+    pub(super) mod pod {
+        pub(crate) const ID: u32 = 1;
+        pub(crate) const METRICS: u32 = 2;
+        pub(crate) const CONTAINERS: u32 = 3;
+    }
+    /// `ContainerMetrics`
+    pub(super) mod container {
+        pub(crate) const ID: u32 = 1;
+        pub(crate) const METRICS: u32 = 2;
+    }
+    /// `Metric`
+    pub(super) mod metric {
+        pub(crate) const NAME: u32 = 1;
+        pub(crate) const TIMESTAMP: u32 = 2;
+        pub(crate) const KIND: u32 = 3;
+        pub(crate) const LABEL: u32 = 4;
+        pub(crate) const VALUE: u32 = 5;
+    }
+    /// `UInt64Value`
+    pub(super) const VALUE: u32 = 1;
+}
+
 /// The metrics of a pod and of its running containers.
 pub(crate) fn pod(stats: &Stats, reading: &PodReading, disk: &Disk) -> PodSandboxMetrics {
-    PodSandboxMetrics {
-        pod_sandbox_id: reading.pod.id.clone(),
-        metrics: network(reading),
-        container_metrics: reading
-            .containers
-            .iter()
-            .filter_map(|container| container_metrics(stats, &reading.pod, container, disk))
-            .collect(),
+    let mut out = Vec::new();
+    bytes_field(&mut out, field::pod::ID, reading.pod.id.as_bytes());
+    network(&mut out, reading);
+    for container in &reading.containers {
+        if let Some(metrics) = container_metrics(stats, &reading.pod, container, disk) {
+            bytes_field(&mut out, field::pod::CONTAINERS, &metrics);
+        }
     }
+    PodSandboxMetrics::written(out)
 }
 
-/// Metrics of one pod or container.
-struct Series {
-    at: i64,
-    common: [String; COMMON.len()],
-    metrics: Vec<Metric>,
+/// Metrics of one pod or container, as `Metric` messages in a field of their own.
+struct Series<'a> {
+    out: &'a mut Vec<u8>,
+    /// The field they are.
+    field: u32,
+    at: u64,
+    /// The common labels as they are written.
+    common: Vec<u8>,
 }
 
-impl Series {
+impl<'a> Series<'a> {
+    fn new(out: &'a mut Vec<u8>, field: u32, at: i64, common: [&str; COMMON.len()]) -> Self {
+        let mut written = Vec::new();
+        common.iter().for_each(|label| bytes_field(&mut written, field::metric::LABEL, label.as_bytes()));
+        Self { out, field, at: u64::try_from(at).unwrap_or(0), common: written }
+    }
+
     fn push(&mut self, family: Family, value: u64) {
         self.labelled(family, &[], value);
     }
 
     fn labelled(&mut self, family: Family, labels: &[&str], value: u64) {
         debug_assert_eq!(labels.len(), family.labels.len(), "{}", family.name);
-        let labels = labels.iter().map(|label| (*label).to_owned());
-        self.metrics.push(Metric {
-            name: family.name.to_owned(),
-            timestamp: self.at,
-            metric_type: family.kind.into(),
-            label_values: self.common.iter().cloned().chain(labels).collect(),
-            value: Some(UInt64Value { value }),
-        });
+        let kind = u64::try_from(i32::from(family.kind)).unwrap_or(0);
+        let length = field_length(family.name.len())
+            + number_field_length(self.at)
+            + number_field_length(kind)
+            + self.common.len()
+            + labels.iter().map(|label| field_length(label.len())).sum::<usize>()
+            + field_length(number_field_length(value));
+        let out = &mut *self.out;
+        length_field(out, self.field, length);
+        bytes_field(out, field::metric::NAME, family.name.as_bytes());
+        number_field(out, field::metric::TIMESTAMP, self.at);
+        number_field(out, field::metric::KIND, kind);
+        out.extend_from_slice(&self.common);
+        labels.iter().for_each(|label| bytes_field(out, field::metric::LABEL, label.as_bytes()));
+        // A value is a message: zero is there, too.
+        length_field(out, field::metric::VALUE, number_field_length(value));
+        number_field(out, field::VALUE, value);
     }
 }
 
-fn common(pod: &PodSnapshot, container: &str, cgroup: &str, image: &str, id: &str) -> [String; 6] {
+fn common<'a>(
+    pod: &'a PodSnapshot,
+    container: &'a str,
+    cgroup: &'a str,
+    image: &'a str,
+    id: &'a str,
+) -> [&'a str; COMMON.len()] {
     let metadata = pod.config.metadata.as_ref();
-    let of_pod = |part: fn(&crate::proto::runtime::v1::PodSandboxMetadata) -> &String| {
-        metadata.map(part).cloned().unwrap_or_default()
-    };
-    [
-        container.to_owned(),
-        cgroup.to_owned(),
-        image.to_owned(),
-        id.to_owned(),
-        of_pod(|metadata| &metadata.namespace),
-        of_pod(|metadata| &metadata.name),
-    ]
+    let (namespace, name) =
+        metadata.map_or(("", ""), |metadata| (metadata.namespace.as_str(), metadata.name.as_str()));
+    [container, cgroup, image, id, namespace, name]
 }
 
-fn network(reading: &PodReading) -> Vec<Metric> {
+fn network(out: &mut Vec<u8>, reading: &PodReading) {
     let pod = &reading.pod;
     let cgroup = pod.config.linux.as_ref().map_or("", |linux| &linux.cgroup_parent);
-    let mut series =
-        Series { at: reading.at, common: common(pod, "POD", cgroup, "", &pod.id), metrics: Vec::new() };
+    let labels = common(pod, "POD", cgroup, "", &pod.id);
+    let mut series = Series::new(out, field::pod::METRICS, reading.at, labels);
     for traffic in &reading.traffic {
         let (received, sent, interface) = (traffic.received, traffic.sent, traffic.interface.as_str());
         for (family, value) in [
@@ -95,7 +137,6 @@ fn network(reading: &PodReading) -> Vec<Metric> {
             series.labelled(family, &[interface], value);
         }
     }
-    series.metrics
 }
 
 fn container_metrics(
@@ -103,13 +144,16 @@ fn container_metrics(
     pod: &PodSnapshot,
     reading: &ContainerReading,
     disk: &Disk,
-) -> Option<ContainerMetrics> {
+) -> Option<Vec<u8>> {
     let sample = reading.sample.as_deref()?;
     let container = &reading.container;
     let config = &container.config;
     let name = config.metadata.as_ref().map_or("", |metadata| &metadata.name);
     let labels = common(pod, name, &container.cgroups_path, &container.image_ref, &container.id);
-    let mut series = Series { at: sample.at, common: labels, metrics: Vec::with_capacity(64) };
+    // Some sixty metrics, most of each its labels.
+    let mut out = Vec::with_capacity(32 << 10);
+    bytes_field(&mut out, field::container::ID, container.id.as_bytes());
+    let mut series = Series::new(&mut out, field::container::METRICS, sample.at, labels);
     used(&mut series, &sample.usage);
     if let Some((detail, processes)) = &sample.detail {
         detailed(&mut series, &sample.usage, detail, *processes);
@@ -130,10 +174,10 @@ fn container_metrics(
     if let ContainerState::Running { started_at, .. } = container.state {
         series.push(START_TIME, seconds(started_at));
     }
-    Some(ContainerMetrics { container_id: container.id.clone(), metrics: series.metrics })
+    Some(out)
 }
 
-fn used(series: &mut Series, usage: &Usage) {
+fn used(series: &mut Series<'_>, usage: &Usage) {
     series.push(CPU_USAGE, usage.cpu_nanoseconds.unwrap_or(0) / SECOND);
     if let Some(memory) = &usage.memory {
         for (family, value) in [
@@ -160,14 +204,14 @@ fn used(series: &mut Series, usage: &Usage) {
     pressure(series, usage.io_pressure, PRESSURE_IO_WAITING, PRESSURE_IO_STALLED);
 }
 
-fn pressure(series: &mut Series, pressure: Option<Pressure>, waiting: Family, stalled: Family) {
+fn pressure(series: &mut Series<'_>, pressure: Option<Pressure>, waiting: Family, stalled: Family) {
     if let Some(pressure) = pressure {
         series.push(waiting, pressure.some.total_microseconds / 1_000_000);
         series.push(stalled, pressure.full.total_microseconds / 1_000_000);
     }
 }
 
-fn detailed(series: &mut Series, usage: &Usage, detail: &Detail, processes: Processes) {
+fn detailed(series: &mut Series<'_>, usage: &Usage, detail: &Detail, processes: Processes) {
     let kernel = usage.memory.as_ref().and_then(|memory| memory.kernel).unwrap_or(detail.kernel_memory);
     for (family, value) in [
         (CPU_USER, detail.cpu_user_nanoseconds / SECOND),
@@ -196,7 +240,7 @@ fn detailed(series: &mut Series, usage: &Usage, detail: &Detail, processes: Proc
     }
 }
 
-fn devices(series: &mut Series, stats: &Stats, detail: &Detail) {
+fn devices(series: &mut Series<'_>, stats: &Stats, detail: &Detail) {
     for device in &detail.devices {
         let name = stats.device((device.major, device.minor));
         for (family, value) in [
@@ -215,7 +259,7 @@ fn devices(series: &mut Series, stats: &Stats, detail: &Detail) {
 }
 
 /// What it was given, the latest update considered.
-fn spec(series: &mut Series, resources: &LinuxContainerResources) {
+fn spec(series: &mut Series<'_>, resources: &LinuxContainerResources) {
     // The kernel's own figures, where none is set.
     const PERIOD: i64 = 100_000;
     const SHARES: i64 = 1024;

@@ -97,6 +97,9 @@ pub enum Error {
         /// The network's own words.
         source: berth_cni::Error,
     },
+    /// The node's pod CIDRs can't be the default network's subnets.
+    #[error("the default network can't have the node's pod CIDRs")]
+    PodCidrs(#[source] berth_cni::Error),
     /// There is no network for pods now.
     #[error(transparent)]
     Plugins(crate::cni::Error),
@@ -175,7 +178,7 @@ impl Classify for Error {
             }
             Self::Namespace(error) => error.kind(),
             Self::File { .. } | Self::Init { .. } | Self::Id(_) | Self::Incomplete { .. } => Kind::Internal,
-            Self::Network { source, .. } => Classify::kind(source),
+            Self::Network { source, .. } | Self::PodCidrs(source) => Classify::kind(source),
             Self::Cni { source, .. } | Self::Plugins(source) => source.kind(),
             Self::Container(error) => error.kind(),
             Self::Record(error) => error.kind(),

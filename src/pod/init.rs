@@ -6,10 +6,11 @@ use std::path::Path;
 
 use super::error::Error;
 use super::helper;
+use crate::shim::Program;
 
 /// Starts the process and pins its PID namespace to `pin`; the namespace belongs to the user namespace `user`, or to the
 /// daemon's. Returns its process id.
-pub(super) async fn start(program: &Path, pin: &Path, user: Option<&Path>) -> Result<u32, Error> {
+pub(super) async fn start(program: &Program, pin: &Path, user: Option<&Path>) -> Result<u32, Error> {
     let mut arguments: Vec<&OsStr> =
         vec![OsStr::new("pod-init"), OsStr::new("--pidns-path"), pin.as_os_str()];
     if let Some(user) = user {

@@ -18,6 +18,7 @@ use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use super::helper;
 use crate::container::spec::{IdMaps, Sysctl};
+use crate::shim::Program;
 
 /// A namespace could not be made, configured, pinned or let go.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +153,7 @@ impl Namespaces {
     ///
     /// # Errors
     /// [`Error`] of the step that failed; what was pinned before it stays for [`Namespaces::remove`].
-    pub(crate) async fn make(&self, plan: Plan, program: &Path) -> Result<(), Error> {
+    pub(crate) async fn make(&self, plan: Plan, program: &Program) -> Result<(), Error> {
         let directory = self.directory.clone();
         if let Some(maps) = &plan.user {
             self.make_user(maps, &plan, program).await?;
@@ -169,7 +170,7 @@ impl Namespaces {
         result.await.map_err(|_| Error::Thread("it ended without an answer".to_owned()))?
     }
 
-    async fn make_user(&self, maps: &IdMaps, plan: &Plan, program: &Path) -> Result<(), Error> {
+    async fn make_user(&self, maps: &IdMaps, plan: &Plan, program: &Program) -> Result<(), Error> {
         let directory = self.directory.clone();
         tokio::fs::create_dir_all(&directory).await.map_err(|source| Error::Path {
             action: "making the directory",
@@ -339,7 +340,7 @@ mod tests {
             sysctls: vec![sysctl("net.ipv4.ip_unprivileged_port_start", "0")],
         };
         assert!(!namespaces.intact(&plan));
-        namespaces.make(plan.clone(), Path::new("/")).await.unwrap();
+        namespaces.make(plan.clone(), &Program::new("/".into())).await.unwrap();
         assert!(namespaces.intact(&plan));
         let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
         assert_ne!(inode(&namespaces.network().unwrap()), inode(Path::new("/proc/self/ns/net")));
@@ -358,7 +359,7 @@ mod tests {
             sysctls: vec![sysctl("net.ipv4.no_such_thing", "1")],
             ..Default::default()
         };
-        let error = namespaces.make(plan, Path::new("/")).await.unwrap_err();
+        let error = namespaces.make(plan, &Program::new("/".into())).await.unwrap_err();
         assert!(error.to_string().contains("no_such_thing"), "{error}");
         namespaces.remove().unwrap();
     }

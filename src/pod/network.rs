@@ -8,12 +8,15 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use berth_cni::{EndpointOptions, Naming, PortMapping, Protocol, SandboxSpec};
+use berth_cni::model::NetworkDriver;
+use berth_cni::{Controller, EndpointOptions, Naming, PortMapping, Protocol, SandboxSpec};
+use ipnetwork::IpNetwork;
 
 use super::error::Error;
 use super::shared::Shared;
 use crate::cni;
 use crate::container::spec;
+use crate::error::chain;
 use crate::proto::runtime::v1;
 
 pub use choice::parse_mac;
@@ -109,6 +112,7 @@ pub(super) async fn attach(
                 endpoint.addresses.iter().map(ipnetwork::IpNetwork::ip).collect()
             }
             Step::Plugins(list, mut request) => {
+                give_cidrs_back(shared).await;
                 id.clone_into(&mut request.pod_id);
                 netns.clone_into(&mut request.netns);
                 request.arguments = capabilities::arguments(config, id);
@@ -152,6 +156,55 @@ pub(super) async fn connect(
     }
     controller.join(id, network, options).await.map_err(failed)?;
     naming::configure(shared, id).await
+}
+
+/// What became of the node's pod CIDRs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodCidrs {
+    /// The default network has them now.
+    Changed,
+    /// It had them already.
+    Unchanged,
+    /// They are not ours to use; the reason, for people.
+    Ignored(String),
+}
+
+/// Makes the node's pod CIDRs the subnets of the default network, where that is a bridge of ours.
+pub(super) async fn set_cidrs(shared: &Shared, cidrs: Vec<IpNetwork>) -> Result<PodCidrs, Error> {
+    let name = &shared.default_network;
+    if shared.cni.is_default() {
+        return Ok(PodCidrs::Ignored(
+            "CNI plugins attach pods, by subnets of their own configuration".to_owned(),
+        ));
+    }
+    let Some(network) = shared.networks.network(name) else {
+        return Ok(PodCidrs::Ignored(format!("the default network {name:?} does not exist")));
+    };
+    if !matches!(network.driver, NetworkDriver::Bridge(_)) {
+        let driver = network.driver.name();
+        return Ok(PodCidrs::Ignored(format!("the default network {name:?} is no bridge ({driver})")));
+    }
+    match shared.networks.change_subnets(name, Some(cidrs)).await.map_err(Error::PodCidrs)? {
+        true => Ok(PodCidrs::Changed),
+        false => Ok(PodCidrs::Unchanged),
+    }
+}
+
+/// Gives the node's pod CIDRs back where plugins attach pods: they use them now, and two bridges with the same subnet would stand in each other's way.
+async fn give_cidrs_back(shared: &Shared) {
+    if !shared.networks.is_told() || !shared.cni.is_default() {
+        return;
+    }
+    let name = shared.networks.default_network();
+    match shared.networks.change_subnets(name, None).await {
+        Ok(_) => tracing::info!(
+            network = name,
+            "plugins attach pods now: the network has its configured subnets again"
+        ),
+        Err(error) => {
+            tracing::warn!(network = name, error = chain(&error), "giving the node's pod CIDRs back")
+        }
+    }
 }
 
 /// Takes a running pod off a network.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use berth_cni::{Controller, EndpointOptions};
 use futures::FutureExt;
+use ipnetwork::IpNetwork;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::broadcast;
 use tracing::Instrument as _;
@@ -14,6 +15,7 @@ use tracing::Instrument as _;
 use super::error::Error;
 use super::event::{Announcer, EventKind, PodEvent};
 use super::lifecycle::{Lifecycle, Operation, PodStep};
+use super::network::{self, PodCidrs};
 use super::request::{Request, ask};
 use super::runs::{Key, Run};
 use super::sandbox;
@@ -321,6 +323,21 @@ impl Pods {
         let handle = self.shared.pod(id).ok_or_else(|| no_pod(id))?;
         let network = network.to_owned();
         ask(&handle, |reply| Request::Disconnect { network, reply }).await.unwrap_or_else(|| Err(no_pod(id)))
+    }
+
+    /// Makes the node's pod CIDRs the default network's subnets: pods that run keep their addresses, new ones get theirs there.
+    ///
+    /// # Errors
+    /// [`Error::PodCidrs`]: they make no sense or overlap another network.
+    pub async fn set_cidrs(&self, cidrs: Vec<IpNetwork>) -> Result<PodCidrs, Error> {
+        network::set_cidrs(&self.shared, cidrs).await
+    }
+
+    /// The subnets pods get addresses from when they name no network and no plugin attaches them.
+    pub fn subnets(&self) -> Vec<IpNetwork> {
+        let Shared { networks, default_network, .. } = &*self.shared;
+        let network = networks.network(default_network);
+        network.iter().flat_map(|network| network.subnets()).map(|options| options.subnet).collect()
     }
 
     /// Ids of all pods that may own something, those being made or removed included.

@@ -271,7 +271,6 @@ fn facts(
         network: serde_json::json!({
             "default": config.network.default,
             "bridge": bridge.name,
-            "subnets": bridge.subnets.iter().map(ToString::to_string).collect::<Vec<_>>(),
         }),
     }
 }

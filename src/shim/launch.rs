@@ -4,11 +4,11 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-
-use tokio::process::Command;
+use std::sync::Arc;
 
 use super::client::Shim;
 use super::error::Error;
+use super::program::Program;
 use super::socket;
 
 /// Who creates the container for the shim.
@@ -42,14 +42,14 @@ const ARGUMENTS: &str = "shim-arguments.json";
 /// Starts shims.
 #[derive(Clone, Debug)]
 pub struct Launcher {
-    program: PathBuf,
+    program: Arc<Program>,
     filters: Option<PathBuf>,
 }
 
 impl Launcher {
     /// A launcher of the shim program at `program`.
     pub fn new(program: PathBuf) -> Self {
-        Self { program, filters: None }
+        Self { program: Arc::new(Program::new(program)), filters: None }
     }
 
     /// Shims keep compiled seccomp filters in `directory`, which only root may write, and share them.
@@ -60,7 +60,7 @@ impl Launcher {
     }
 
     /// The shim's program.
-    pub fn program(&self) -> &Path {
+    pub fn program(&self) -> &Program {
         &self.program
     }
 
@@ -125,11 +125,11 @@ impl Launcher {
         let listener = socket::listen(bundle).map_err(in_bundle("listening on", socket::NAME))?;
         let log = File::options().create(true).append(true).open(bundle.join("shim.log"));
         let log = log.map_err(in_bundle("creating", "shim.log"))?;
-        let mut command = Command::new(&self.program);
+        let (mut command, _file) =
+            self.program.command(["serve", "--socket-fd", "0", "--id", id, "--bundle"]);
         // The listening socket travels as standard input: descriptors 0 to 2 are all that a process can be given
         // without running code between fork and exec, which would cost a copy of the daemon's page tables.
         command
-            .args(["serve", "--socket-fd", "0", "--id", id, "--bundle"])
             .arg(bundle)
             .args(arguments)
             .current_dir(bundle)
@@ -137,7 +137,7 @@ impl Launcher {
             .stdout(Stdio::null())
             .stderr(log);
         // Dropping the handle leaves the shim running; the runtime reaps it if it ends while the daemon lives.
-        command.spawn().map_err(|source| Error::Spawn { program: self.program.clone(), source })?;
+        command.spawn().map_err(|source| Error::Spawn { program: self.program.path().to_owned(), source })?;
         Shim::connect(id, bundle)
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -14,6 +14,9 @@ use super::processes::{self, Processes};
 use super::rate::Rate;
 use crate::cgroup::Mode;
 use crate::cgroup::usage::{Buffer, Detail, Meter, Usage};
+
+/// How long files are kept open that only metrics need: Prometheus asks every minute at the latest, as a rule.
+const IDLE: Duration = Duration::from_secs(150);
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +70,8 @@ struct Entry {
     rate: Rate,
     sample: Option<(Instant, Arc<Sample>)>,
     processes: processes::Kept,
+    /// When somebody last asked for all; the files for it are open since.
+    detailed: Option<Instant>,
 }
 
 impl Cache {
@@ -97,9 +102,16 @@ impl Cache {
         targets.into_iter().map(read).collect()
     }
 
-    /// Forgets all others.
+    /// Forgets all others, and closes files that nobody asked for lately.
     pub(super) fn keep(&self, known: &HashSet<String>) {
-        self.kept.lock().entries.retain(|id, _| known.contains(id));
+        let mut kept = self.kept.lock();
+        kept.entries.retain(|id, _| known.contains(id));
+        for entry in kept.entries.values_mut() {
+            if entry.detailed.is_some_and(|at| at.elapsed() >= IDLE) {
+                entry.detailed = None;
+                entry.meter.close_details();
+            }
+        }
     }
 
     fn entry<'a>(&self, entries: &'a mut HashMap<String, Entry>, target: &Target) -> &'a mut Entry {
@@ -108,6 +120,7 @@ impl Cache {
             rate: Rate::default(),
             sample: None,
             processes: processes::Kept::default(),
+            detailed: None,
         })
     }
 }
@@ -120,14 +133,16 @@ impl Entry {
         {
             return Some(Arc::clone(sample));
         }
-        let usage = self.meter.usage(buffer)?;
+        let (usage, detail) = if depth == Depth::Detail && target.pid != 0 {
+            self.detailed = Some(Instant::now());
+            let (usage, detail) = self.meter.all(buffer)?;
+            let processes = self.processes.read(target.pid, &detail.processes);
+            (usage, Some((detail, processes)))
+        } else {
+            (self.meter.usage(buffer)?, None)
+        };
         let at = crate::container::now();
         let nano_cores = usage.cpu_nanoseconds.and_then(|cpu| self.rate.update(at, cpu, target.since));
-        let detail = (depth == Depth::Detail && target.pid != 0).then(|| {
-            let detail = self.meter.detail(buffer);
-            let processes = self.processes.read(target.pid, &detail.processes);
-            (detail, processes)
-        });
         let sample = Arc::new(Sample { at, usage, nano_cores, detail });
         self.sample = Some((Instant::now(), Arc::clone(&sample)));
         Some(sample)

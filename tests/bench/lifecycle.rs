@@ -1,5 +1,6 @@
 //! Berth and Debian's containerd (runc, CNI plugins bridge, host-local and portmap) side by side: how long each
-//! call of a pod's life takes, what daemon and shims weigh with 1 and with 50 pods, what 50 idle pods cost.
+//! call of a pod's life takes, what daemon and shims weigh with 1 and with 50 pods, what 50 idle pods cost, and what
+//! their figures do.
 //!
 //! `make bench`, or `cargo bench --bench lifecycle`. Rounds alternate between the two, so that what else goes
 //! on meets both. `BERTH_BENCH_ROUNDS` (20), `BERTH_BENCH_PODS` (50) and `BERTH_BENCH_RUNTIMES`
@@ -14,7 +15,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use k8s_cri::v1::{RemoveImageRequest, VersionRequest};
+use k8s_cri::v1::{
+    ListContainerStatsRequest, ListPodSandboxMetricsRequest, RemoveImageRequest, VersionRequest,
+};
 use support::image::many_layers;
 use support::runtime::{Options, Runtime};
 use support::spec::script;
@@ -27,7 +30,7 @@ type Values = BTreeMap<&'static str, Vec<f64>>;
 /// A row of the table: name, unit, and the ratio to containerd that Berth promises.
 struct Row(&'static str, &'static str, Option<f64>);
 
-const ROWS: [Row; 20] = [
+const ROWS: [Row; 22] = [
     Row("RunPodSandbox", "ms", None),
     Row("CreateContainer", "ms", None),
     Row("StartContainer", "ms", None),
@@ -46,6 +49,8 @@ const ROWS: [Row; 20] = [
     Row("one shim of 50 (PSS)", "MB", None),
     Row("daemon and shims, 50 pods", "MB", Some(0.25)),
     Row("idle, 50 pods", "ms CPU/s", None),
+    Row("statistics, one container of 50", "\u{b5}s CPU", None),
+    Row("metrics, one container of 50", "\u{b5}s CPU", None),
     Row("CPU of daemon per pod started", "ms", None),
     Row("end of 50 pods, 8 at once", "pods/s", None),
 ];
@@ -236,6 +241,10 @@ async fn crowd(world: &World, pods: usize, values: &mut Values) {
     let used = total().saturating_sub(before);
     put("idle, 50 pods", used.as_secs_f64() * 1000.0 / idle.as_secs_f64());
 
+    for (name, used) in scrape(world).await {
+        put(name, used.as_secs_f64() * 1e6 / count(pods));
+    }
+
     let start = Instant::now();
     futures::stream::iter(&ids)
         .map(async |id| {
@@ -246,6 +255,36 @@ async fn crowd(world: &World, pods: usize, values: &mut Values) {
         .collect::<Vec<()>>()
         .await;
     put("end of 50 pods, 8 at once", count(pods) / start.elapsed().as_secs_f64());
+}
+
+/// What the daemon uses for the figures of all containers, asked as the kubelet does it. Each is asked some times: what it
+/// keeps open, and what it looks at now and then only, is part of it.
+async fn scrape(world: &World) -> Vec<(&'static str, Duration)> {
+    /// Longer than figures are kept.
+    const APART: Duration = Duration::from_millis(1_100);
+    const TURNS: u32 = 8;
+    let daemon = world.daemon.pid();
+    let mut client = world.runtime().max_decoding_message_size(64 << 20);
+    let (mut statistics, mut metrics) = (Duration::ZERO, Some(Duration::ZERO));
+    for turn in 0..=TURNS {
+        tokio::time::sleep(APART).await;
+        let before = measure::time_on_cpu(daemon);
+        client.list_container_stats(ListContainerStatsRequest::default()).await.unwrap();
+        let asked = measure::time_on_cpu(daemon);
+        tokio::time::sleep(APART).await;
+        let next = measure::time_on_cpu(daemon);
+        let answer = client.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest::default()).await;
+        let used = measure::time_on_cpu(daemon).saturating_sub(next);
+        // The first turn warms up.
+        if turn > 0 {
+            statistics += asked.saturating_sub(before);
+            // containerd has it since 2.1.
+            metrics = metrics.filter(|_| answer.is_ok()).map(|sum| sum + used);
+        }
+    }
+    let mut found = vec![("statistics, one container of 50", statistics / TURNS)];
+    found.extend(metrics.map(|sum| ("metrics, one container of 50", sum / TURNS)));
+    found
 }
 
 async fn print(worlds: &[(World, Values)], rounds: usize, pods: usize) {

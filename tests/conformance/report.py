@@ -22,8 +22,6 @@ SECOND = [
     (r"StopContainer should not return an error if already stopped", "the emulated machine is slow: SIGTERM comes before "
      "the command handles it, and the grace period is the spec's own time limit"),
     (r"RemoveContainer should not return an error if not found", "counts the failure of the spec before it, whose call goes on"),
-    (r"Image Volume", "the run there is older than image volumes of several layers below linux 6.7"),
-    (r"\[k8s\.io\] NRI|Node Resource Interface", "the run there is older than NRI here"),
     (r"UserNamespaces", "needs linux 6.3"),
 ]
 

@@ -33,6 +33,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         killed_while_a_plugin_works,
         plugins_say_how_they_are_and_collect_garbage,
         built_in_networks_beside_plugins,
+        the_nodes_cidr_is_theirs,
         our_plugin_in_a_chain_with_debians_portmap,
         our_plugin_for_debians_containerd,
     ]
@@ -207,6 +208,27 @@ async fn the_configuration_comes_goes_and_comes_back(world: &mut World) {
     world.wait_network(None).await;
     let id = world.run_pod(&world.pod("late")).await.unwrap();
     assert!(world.address(&id).await.starts_with("10.80."));
+}
+
+async fn the_nodes_cidr_is_theirs(world: &mut World) {
+    // While there is no configuration the built-in network has it.
+    world.tell_cidr("10.80.0.0/24").await.unwrap();
+    let early = world.run_pod(&world.pod("early")).await.unwrap();
+    assert_eq!(world.address(&early).await, "10.80.0.2");
+    world.remove_pod(&early).await.unwrap();
+    // With the first pod that plugins attach it is theirs: two bridges with one subnet would stand in each other's way.
+    world.debian(&[]);
+    let server = web(world, &world.pod("server")).await;
+    let address = world.address(&server).await;
+    assert!(address.starts_with("10.80.0."), "{address}");
+    assert_eq!(world.subnets().await, ["10.85.0.0/16", "fd85:be:27::/64"]);
+    assert!(!world.netns.command("ip", &["addr", "show", "dev", "berth0"]).contains("10.80.0."));
+    assert_eq!(world.fetch(&format!("{address}:80")).text(), "It works.\n");
+    // Told again, nothing is rendered and nothing changes.
+    let files = std::fs::read_dir(world.configurations()).unwrap().count();
+    world.tell_cidr("10.80.0.0/24").await.unwrap();
+    assert_eq!(world.subnets().await, ["10.85.0.0/16", "fd85:be:27::/64"]);
+    assert_eq!(std::fs::read_dir(world.configurations()).unwrap().count(), files);
 }
 
 /// Writes what it is told, a line a run, and passes on the address it got.

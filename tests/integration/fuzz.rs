@@ -21,7 +21,7 @@ use prost_reflect::{
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Status};
 
-use crate::support::measure::anonymous;
+use crate::support::measure::{anonymous, descriptors};
 use crate::support::runtime::Options;
 use crate::support::streaming::Streams;
 use crate::support::{World, container, patience};
@@ -375,10 +375,6 @@ fn methods(scratch: &Path) -> Vec<MethodDescriptor> {
         _ => 1,
     };
     methods.into_iter().flat_map(|method| std::iter::repeat_n(method.clone(), often(&method))).collect()
-}
-
-fn descriptors(pid: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
 async fn every_call(world: &mut World) {

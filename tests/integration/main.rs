@@ -33,6 +33,7 @@ mod network;
 mod networks;
 mod nri;
 mod overlay;
+mod pod_cidr;
 mod pods;
 mod registries;
 mod resources;
@@ -86,6 +87,7 @@ fn main() {
             networks::trials(),
             nri::trials(),
             overlay::trials(),
+            pod_cidr::trials(),
             pods::trials(),
             registries::trials(),
             resources::trials(),

@@ -1,10 +1,17 @@
 //! Users, groups, capabilities, privileges, seccomp, masked paths.
 
+use std::os::unix::fs::MetadataExt;
+
 use k8s_cri::v1::security_profile::ProfileType;
-use k8s_cri::v1::{Capability, ContainerConfig, Int64Value, SecurityProfile, SupplementalGroupsPolicy};
+use k8s_cri::v1::{
+    Capability, ContainerConfig, Int64Value, NamespaceMode, PodSandboxConfig, SecurityProfile,
+    SupplementalGroupsPolicy,
+};
 use libtest_mimic::Trial;
 
 use crate::support::World;
+use crate::support::measure::pids_of;
+use crate::support::runtime::binaries;
 use crate::support::spec::{ContainerOptions, PodOptions, script};
 use crate::trials;
 
@@ -19,6 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         seccomp_modes,
         seccomp_profile_from_a_file,
         pod_sysctls,
+        the_runtimes_program_can_not_be_changed,
     ]
 }
 
@@ -215,4 +223,56 @@ async fn pod_sysctls(world: &mut World) {
     let line = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced";
     let (output, _) = world.output_of(&pod, &script("main", &image, line)).await;
     assert_eq!(output, "77\n1\n");
+}
+
+/// CVE-2019-5736: by `/proc/PID/exe` of a process of the runtime's a container has the program on the host. The container is
+/// given all that it could wish for: root, all capabilities, the host's processes before it.
+async fn the_runtimes_program_can_not_be_changed(world: &mut World) {
+    if !world.is_berth() {
+        return;
+    }
+    let image = world.image("busybox").await;
+    let program = std::fs::canonicalize(binaries().join("berth-shim")).unwrap();
+    let before = std::fs::metadata(&program).unwrap();
+    let attack = async |pod_id: &str, pod: &PodSandboxConfig, mode: NamespaceMode, pid: Option<u32>| {
+        let mut config = script("main", &image, "exec sleep 100000");
+        config.security().privileged = true;
+        config.security().namespace_options.as_mut().unwrap().pid = mode.into();
+        let id = world.launch(pod_id, pod, &config).await.unwrap();
+        // Its own shim, unless another process is meant.
+        let pid = pid.unwrap_or_else(|| pids_of("berth-shim", &world.run)[0]);
+        let exe = format!("/proc/{pid}/exe");
+        let name = world.sh(&id, &format!("tr '\\0' ' ' < /proc/{pid}/cmdline")).await;
+        assert!(name.contains("berth-shim"), "{name}");
+        for (change, how) in [
+            ("mode", format!("chmod 4777 {exe}")),
+            ("owner", format!("chown 1 {exe}")),
+            ("time", format!("touch -c {exe}")),
+            ("mount", format!("mount -o remount,bind,rw {exe}")),
+            ("content", format!("echo broken >> {exe}")),
+            ("content by a descriptor", format!("exec 9<{exe}; echo broken >> /proc/self/fd/9")),
+        ] {
+            let line = format!("({how}) 2>&1 || echo refused");
+            let said = world.sh(&id, &line).await;
+            assert!(said.ends_with("refused"), "{change}: {said}");
+            if matches!(change, "mode" | "owner" | "time") {
+                assert!(said.contains("Read-only file system"), "{change}: {said}");
+            }
+        }
+        world.stop_container(&id, 0).await.unwrap();
+    };
+    let mut pod = world.pod("host-pid");
+    pod.security().namespace_options.as_mut().unwrap().pid = NamespaceMode::Node.into();
+    pod.security().privileged = true;
+    let pod_id = world.run_pod(&pod).await.unwrap();
+    attack(&pod_id, &pod, NamespaceMode::Node, None).await;
+    world.remove_pod(&pod_id).await.unwrap();
+    // The process of a pod's shared PID namespace is in sight for as long as the pod lives.
+    let mut pod = world.pod("shared-pid");
+    pod.security().namespace_options.as_mut().unwrap().pid = NamespaceMode::Pod.into();
+    pod.security().privileged = true;
+    let pod_id = world.run_pod(&pod).await.unwrap();
+    attack(&pod_id, &pod, NamespaceMode::Pod, Some(1)).await;
+    let after = std::fs::metadata(&program).unwrap();
+    assert_eq!((after.mode(), after.uid(), after.len()), (before.mode(), before.uid(), before.len()));
 }

@@ -11,7 +11,7 @@ use k8s_cri::v1::ContainerConfig;
 use libtest_mimic::Trial;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::measure::{anonymous, pids_of, processes};
+use crate::support::measure::{anonymous, descriptors, pids_of, processes};
 use crate::support::runtime::Options;
 use crate::support::spec::script;
 use crate::support::streaming::{ALL, Forward, OUTPUT, Session, TERMINAL, Wire, spdy_headers, upgrade};
@@ -39,7 +39,7 @@ struct Held {
 
 fn held(pid: u32) -> Held {
     let count = |name: &str| std::fs::read_dir(format!("/proc/{pid}/{name}")).map_or(0, Iterator::count);
-    Held { kib: anonymous(pid), descriptors: count("fd"), threads: count("task") }
+    Held { kib: anonymous(pid), descriptors: descriptors(pid), threads: count("task") }
 }
 
 /// Waits until descriptors and processes are what they were, and threads no more; compares memory, which may have grown by

@@ -1,6 +1,7 @@
 //! Networks: bringing them into service, and their definitions on disk (one JSON file each, replaced whole).
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -10,18 +11,28 @@ use std::{
 use super::{Active, Inner, NetworkStatus, PoolStatus};
 use crate::{
     definition::{NetworkRequest, Surroundings},
-    driver::{self, Driver},
+    driver,
     error::{Error, Result},
     firewall::network_elements,
     link,
     model::{Network, NetworkDriver, ParentOptions},
     names::{check_interface, check_name},
+    nft::Element,
     store::{commit, decode, encode},
     worker::Kernel,
 };
 
 /// The smallest MTU IPv6 works with, and the largest an interface takes.
 const MTU: std::ops::RangeInclusive<u32> = 1280..=65_535;
+
+impl Active {
+    /// What it puts into the firewall's sets.
+    pub(super) fn elements(&self) -> BTreeSet<Element> {
+        let Some(options) = self.network.driver.bridge() else { return BTreeSet::new() };
+        let subnets = options.subnets.iter().map(|options| options.subnet);
+        network_elements(&options, subnets.chain(self.retired.iter().map(|pool| pool.subnet)).collect())
+    }
+}
 
 impl Inner {
     /// Takes a network into service: pools recorded, interface made, sets filled.
@@ -51,30 +62,32 @@ impl Inner {
     fn admit(&self, network: Network) -> Result<Active> {
         check_name("network", &network.name)?;
         self.check_driver(&network)?;
-        let driver = driver::of(&network);
         let tx = self.store.write()?;
-        let pools = driver
-            .subnets()
-            .iter()
-            .map(|subnet| match driver.shares_subnets() {
-                true => self.ipam.request_shared_pool(&tx, &network.name, subnet),
-                false => self.ipam.request_pool(&tx, &network.name, subnet),
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let active = self.pooled(&tx, network)?;
         commit(tx)?;
-        Ok(Active { network, driver, pools })
+        Ok(active)
     }
 
     /// Makes a network's parts in the kernel, or what is missing of them.
     pub(super) fn serve(&self, kernel: &mut Kernel, active: &Active) -> Result<()> {
-        active.driver.create_network(&mut self.context(kernel), &active.network, &active.pools)?;
-        if let Some(options) = active.network.driver.bridge() {
-            self.firewall.add(&mut kernel.filter, &network_elements(&options))?;
+        let pools: Vec<_> = active.pools.iter().chain(&active.retired).cloned().collect();
+        active.driver.create_network(&mut self.context(kernel), &active.network, &pools)?;
+        let elements = active.elements();
+        if !elements.is_empty() {
+            match self.firewall.add(&mut kernel.filter, &elements) {
+                // A subnet stands in the set that this one overlaps: one of before.
+                Err(Error::Kernel { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+                    let mut desired = self.desired_elements()?;
+                    desired.extend(elements);
+                    self.firewall.align(&mut kernel.filter, &desired)?;
+                }
+                done => done?,
+            }
         }
         self.sync_peers(kernel, active)
     }
 
-    fn check_driver(&self, network: &Network) -> Result<()> {
+    pub(super) fn check_driver(&self, network: &Network) -> Result<()> {
         let (what, mtu) = match &network.driver {
             NetworkDriver::Bridge(options) => ("bridge", options.mtu),
             NetworkDriver::Overlay(options) => ("bridge", options.mtu),
@@ -120,7 +133,10 @@ impl Inner {
             link::routes(&mut kernel.route).and_then(|routes| Ok((routes, link::list(&mut kernel.route)?)));
         let (mut taken, links) = around.map_err(failed)?;
         taken.extend(
-            self.networks.read().values().flat_map(|active| active.pools.iter().map(|pool| pool.subnet)),
+            self.networks
+                .read()
+                .values()
+                .flat_map(|active| active.pools.iter().chain(&active.retired).map(|pool| pool.subnet)),
         );
         if let Some(plane) = &self.overlay {
             let view = plane.view.lock();
@@ -195,7 +211,7 @@ impl Inner {
             }
             return self.serve(kernel, &active);
         }
-        let (name, file) = (network.name.clone(), self.definition(&network.name));
+        let file = self.definition(&network.name);
         // Checked before it is kept, kept before it is made.
         self.check_driver(&network)?;
         if let Some(file) = &file {
@@ -208,7 +224,9 @@ impl Inner {
         }
         let made = self.activate(kernel, network.clone());
         if made.is_err() {
-            let undone = self.dismantle(kernel, &network, driver::of(&network).as_ref());
+            let (name, driver) = (network.name.clone(), driver::of(&network));
+            let half = Active { network, driver, pools: Vec::new(), retired: Vec::new() };
+            let undone = self.dismantle(kernel, &half);
             for error in undone.err().into_iter() {
                 tracing::warn!(network = name, %error, "undoing a network that could not be made");
             }
@@ -232,7 +250,7 @@ impl Inner {
             let (network, first) = (name.to_owned(), first.id.clone());
             return Err(Error::NetworkInUse { network, endpoints: users.len(), first });
         }
-        self.dismantle(kernel, &active.network, active.driver.as_ref())?;
+        self.dismantle(kernel, &active)?;
         if let Some(file) = self.definition(name) {
             match fs::remove_file(&file) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -246,20 +264,21 @@ impl Inner {
     }
 
     /// Takes a network's parts out of kernel and records.
-    fn dismantle(&self, kernel: &mut Kernel, network: &Network, driver: &dyn Driver) -> Result<()> {
-        if let Some(options) = network.driver.bridge() {
-            let others: std::collections::BTreeSet<_> = self
+    fn dismantle(&self, kernel: &mut Kernel, active: &Active) -> Result<()> {
+        let network = &active.network;
+        let elements = active.elements();
+        if !elements.is_empty() {
+            let others: BTreeSet<_> = self
                 .networks
                 .read()
                 .values()
                 .filter(|active| active.network.name != network.name)
-                .filter_map(|active| Some(network_elements(&*active.network.driver.bridge()?)))
-                .flatten()
+                .flat_map(|active| active.elements())
                 .collect();
-            let ours = network_elements(&options).difference(&others).cloned().collect();
+            let ours = elements.difference(&others).cloned().collect();
             self.firewall.remove(&mut kernel.filter, &ours)?;
         }
-        driver.delete_network(&mut self.context(kernel), network)?;
+        active.driver.delete_network(&mut self.context(kernel), network)?;
         if let Some(plane) = &self.overlay {
             plane.applied.lock().remove(&network.name);
         }
@@ -286,7 +305,7 @@ impl Inner {
         errors.append(&mut report.errors);
         let networks: Vec<_> = self.networks.write().drain().map(|(_, active)| active).collect();
         for active in networks {
-            errors.extend(self.dismantle(kernel, &active.network, active.driver.as_ref()).err());
+            errors.extend(self.dismantle(kernel, &active).err());
         }
         errors.extend(self.firewall.delete(&mut kernel.filter).err());
         if errors.is_empty() { Ok(()) } else { Err(errors) }
@@ -294,7 +313,7 @@ impl Inner {
 
     // === Definitions ===
 
-    fn definition(&self, name: &str) -> Option<PathBuf> {
+    pub(super) fn definition(&self, name: &str) -> Option<PathBuf> {
         self.definitions.as_ref().map(|directory| directory.join(format!("{name}.json")))
     }
 
@@ -322,7 +341,7 @@ impl Inner {
 }
 
 /// Writes a file so that it is whole or the old one, also after a power loss.
-fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+pub(super) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or_else(|| Path::new("."));
     fs::create_dir_all(directory)?;
     let temporary = path.with_extension("tmp");

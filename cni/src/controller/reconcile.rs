@@ -56,6 +56,7 @@ impl Inner {
             report.removed_leases = leases;
             report.removed_ports = ports;
         }
+        take(&mut report.errors, self.retire_all(kernel));
         report
     }
 
@@ -136,8 +137,13 @@ impl Inner {
             sandboxes.iter().map(|sandbox| (sandbox.id.as_str(), sandbox)).collect();
         let tx = self.store.write()?;
         let mut leases = 0;
-        let current: HashSet<u64> =
-            self.networks.read().values().flat_map(|active| &active.pools).map(|pool| pool.id).collect();
+        let current: HashSet<u64> = self
+            .networks
+            .read()
+            .values()
+            .flat_map(|active| active.pools.iter().chain(&active.retired))
+            .map(|pool| pool.id)
+            .collect();
         let mut unused: HashSet<u64> = self.ipam.pools(&tx)?.iter().map(|pool| pool.id).collect();
         unused.retain(|pool| !current.contains(pool));
         for (pool, address, lease) in self.ipam.leases(&tx)? {
@@ -152,7 +158,7 @@ impl Inner {
                 unused.remove(&pool);
             }
         }
-        // Pools of subnets that a network had before its definition changed.
+        // Pools of networks that are not there any more.
         for pool in unused {
             self.ipam.release_pool(&tx, pool)?;
         }

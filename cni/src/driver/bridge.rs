@@ -96,14 +96,24 @@ impl Driver for Bridge {
         self.parameters()?;
         let mut messages = Messages::new();
         for pool in pools {
-            let gateway = IpNetwork::new(pool.gateway, pool.subnet.prefix())
-                .map_err(|error| Error::invalid("gateway", pool.gateway, error.to_string()))?;
-            link::add_address(&mut messages, bridge.index, gateway);
+            link::add_address(&mut messages, bridge.index, gateway(pool)?);
         }
         link::set_up(&mut messages, bridge.index);
         let replies = socket.exchange(messages).map_err(self.failed("configuring"))?;
         let configured = replies.iter().try_for_each(|reply| reply.accept(&[Errno::EEXIST]));
         configured.map_err(self.failed("configuring"))
+    }
+
+    fn retire_pools(&self, context: &mut Context<'_>, _: &Network, pools: &[Pool]) -> Result<()> {
+        let socket = &mut context.kernel.route;
+        let Some(bridge) = self.find(socket)? else { return Ok(()) };
+        let mut messages = Messages::new();
+        for pool in pools {
+            link::delete_address(&mut messages, bridge.index, gateway(pool)?);
+        }
+        let replies = socket.exchange(messages).map_err(self.failed("taking addresses from"))?;
+        let taken = replies.iter().try_for_each(|reply| reply.accept(&[Errno::EADDRNOTAVAIL, Errno::ENODEV]));
+        taken.map_err(self.failed("taking addresses from"))
     }
 
     fn delete_network(&self, context: &mut Context<'_>, _: &Network) -> Result<()> {
@@ -183,6 +193,12 @@ impl Driver for Bridge {
         let action = format!("deleting {name} of sandbox {:?}", sandbox.id);
         link::delete(&mut context.kernel.route, name).map_err(Error::kernel(action))
     }
+}
+
+/// The bridge's own address in a pool.
+fn gateway(pool: &Pool) -> Result<IpNetwork> {
+    IpNetwork::new(pool.gateway, pool.subnet.prefix())
+        .map_err(|error| Error::invalid("gateway", pool.gateway, error.to_string()))
 }
 
 /// Creates the pair, or finds it as an earlier attempt left it. Returns the peer's index.

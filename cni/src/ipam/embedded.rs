@@ -242,18 +242,15 @@ impl Embedded {
     fn record_pool(&self, tx: &WriteTransaction, mut pool: Pool) -> Result<Pool> {
         let network = pool.network.clone();
         for other in pools(tx)? {
-            if other.network == pool.network && other.subnet == pool.subnet {
+            if other.network == pool.network {
                 pool.id = other.id;
                 if other == pool {
                     return Ok(other);
                 }
+                // A network's pools of before: whose leases are the controller's matter.
+                continue;
             }
             if overlap(other.subnet, pool.subnet) {
-                // A changed definition replaces the pool when nobody has an address of it.
-                if other.network == pool.network && State::load(tx, other.id)?.leased == 0 {
-                    self.release_pool(tx, other.id)?;
-                    continue;
-                }
                 return Err(Error::PoolOverlap {
                     subnet: pool.subnet,
                     network: pool.network,

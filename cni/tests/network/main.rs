@@ -7,4 +7,5 @@ mod lifecycle;
 mod limits;
 mod names;
 mod recovery;
+mod subnets;
 mod traffic;

@@ -25,9 +25,9 @@ use crate::stream::{Fifo, Sink};
 use crate::sys;
 use crate::{delete, metrics, update};
 
+use super::Shim;
 use super::container::{Exit, Phase, Process, Reply};
 use super::jobs::{Purpose, Running, unsigned};
-use super::{Shim, valid_id};
 
 /// Execs at once.
 const EXECS_MAX: usize = 1024;
@@ -241,7 +241,7 @@ impl Shim {
         if container.exit().is_some() {
             return Err(refused("the container is not running"));
         }
-        if !valid_id(&request.exec_id) {
+        if !crate::bundle::valid_id(&request.exec_id) {
             return Err(Failure::new(Code::InvalidArgument, format!("{:?} is no exec id", request.exec_id)));
         }
         if self.execs.contains_key(&request.exec_id) {

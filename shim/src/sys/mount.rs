@@ -15,12 +15,17 @@ pub(crate) fn mount_setattr(
         Some(fd) => u64::try_from(fd.as_raw_fd()).map_err(io::Error::other)?,
         None => 0,
     };
-    let attributes = libc::mount_attr {
-        attr_set: if userns.is_some() { libc::MOUNT_ATTR_IDMAP } else { 0 },
-        attr_clr: 0,
-        propagation,
-        userns_fd,
-    };
+    let attr_set = if userns.is_some() { libc::MOUNT_ATTR_IDMAP } else { 0 };
+    set(tree, recursive, &libc::mount_attr { attr_set, attr_clr: 0, propagation, userns_fd })
+}
+
+/// Makes a mount that is open as `tree` read-only.
+pub(crate) fn make_read_only(tree: BorrowedFd<'_>) -> io::Result<()> {
+    let attr_set = libc::MOUNT_ATTR_RDONLY;
+    set(tree, false, &libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 })
+}
+
+fn set(tree: BorrowedFd<'_>, recursive: bool, attributes: &libc::mount_attr) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is null-terminated; `attributes` has the layout and size the kernel is told, and outlives the call.
     super::check(unsafe {
@@ -29,7 +34,7 @@ pub(crate) fn mount_setattr(
             tree.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     })

@@ -1,23 +1,67 @@
 //! Cgroup v1: a directory in each controller's hierarchy. `memory.stat` has every value twice, of the cgroup alone and with
 //! those below it (`total_…`): the second counts.
 
-use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-use super::{Buffer, Detail, HugePages, Memory, NO_LIMIT, Usage, parse, path, processes};
+use super::{Buffer, Detail, File, HugePages, Memory, NO_LIMIT, Usage, parse, processes};
 
 #[derive(Debug)]
 pub(super) struct Files {
-    cpu_usage: CString,
-    memory_usage: CString,
-    memory_stat: CString,
-    tasks: CString,
+    root: PathBuf,
+    at: PathBuf,
+    cpu_usage: File,
+    memory_usage: File,
+    memory_stat: File,
+    tasks: File,
+    pub(super) details: Option<Box<Details>>,
+}
+
+/// What only metrics ask for.
+#[derive(Debug)]
+pub(super) struct Details {
     cpuacct: PathBuf,
-    cpu: PathBuf,
-    memory: PathBuf,
-    pids: PathBuf,
-    blkio: PathBuf,
-    hugetlb: PathBuf,
+    user: File,
+    system: File,
+    cpu_stat: File,
+    memory_peak: File,
+    limit_hits: File,
+    kernel_memory: File,
+    soft_limit: File,
+    oom_control: File,
+    tasks_limit: File,
+    processes: File,
+    /// Bytes, then operations.
+    blkio: [File; 2],
+    /// Size, usage, highest usage.
+    huge_pages: Vec<(&'static str, File, File)>,
+}
+
+impl Details {
+    fn new(root: &Path, at: &Path) -> Self {
+        let directory = |controller: &str| root.join(controller).join(at);
+        let (cpuacct, memory, pids) = (directory("cpuacct"), directory("memory"), directory("pids"));
+        let (blkio, hugetlb) = (directory("blkio"), directory("hugetlb"));
+        let sizes = super::v2::page_sizes().iter().map(|size| {
+            let file = |what: &str| File::new(&hugetlb, &format!("hugetlb.{size}.{what}"));
+            (size.as_str(), file("usage_in_bytes"), file("max_usage_in_bytes"))
+        });
+        Self {
+            user: File::new(&cpuacct, "cpuacct.usage_user"),
+            system: File::new(&cpuacct, "cpuacct.usage_sys"),
+            cpu_stat: File::new(&directory("cpu"), "cpu.stat"),
+            memory_peak: File::new(&memory, "memory.max_usage_in_bytes"),
+            limit_hits: File::new(&memory, "memory.failcnt"),
+            kernel_memory: File::new(&memory, "memory.kmem.usage_in_bytes"),
+            soft_limit: File::new(&memory, "memory.soft_limit_in_bytes"),
+            oom_control: File::new(&memory, "memory.oom_control"),
+            tasks_limit: File::new(&pids, "pids.max"),
+            processes: File::new(&cpuacct, "cgroup.procs"),
+            blkio: ["io_service_bytes", "io_serviced"]
+                .map(|what| File::new(&blkio, &format!("blkio.throttle.{what}_recursive"))),
+            huge_pages: sizes.collect(),
+            cpuacct,
+        }
+    }
 }
 
 impl Files {
@@ -25,37 +69,34 @@ impl Files {
         let directory = |controller: &str| root.join(controller).join(at);
         let (cpuacct, memory, pids) = (directory("cpuacct"), directory("memory"), directory("pids"));
         Self {
-            cpu_usage: path(&cpuacct, "cpuacct.usage"),
-            memory_usage: path(&memory, "memory.usage_in_bytes"),
-            memory_stat: path(&memory, "memory.stat"),
-            tasks: path(&pids, "pids.current"),
-            cpuacct,
-            cpu: directory("cpu"),
-            memory,
-            pids,
-            blkio: directory("blkio"),
-            hugetlb: directory("hugetlb"),
+            root: root.to_owned(),
+            at: at.to_owned(),
+            cpu_usage: File::new(&cpuacct, "cpuacct.usage"),
+            memory_usage: File::new(&memory, "memory.usage_in_bytes"),
+            memory_stat: File::new(&memory, "memory.stat"),
+            tasks: File::new(&pids, "pids.current"),
+            details: None,
         }
     }
 
-    pub(super) fn cpu(&self, buffer: &mut Buffer) -> Option<u64> {
-        buffer.number(&self.cpu_usage)
+    pub(super) fn cpu(&mut self, buffer: &mut Buffer) -> Option<u64> {
+        self.cpu_usage.number(buffer)
     }
 
-    pub(super) fn usage(&self, buffer: &mut Buffer) -> Usage {
+    pub(super) fn usage(&mut self, buffer: &mut Buffer) -> Usage {
         Usage {
             cpu_nanoseconds: self.cpu(buffer),
             memory: self.memory(buffer),
-            tasks: buffer.number(&self.tasks),
+            tasks: self.tasks.number(buffer),
             ..Usage::default()
         }
     }
 
-    fn memory(&self, buffer: &mut Buffer) -> Option<Memory> {
-        let mut memory = Memory { usage: buffer.number(&self.memory_usage)?, ..Memory::default() };
+    fn memory(&mut self, buffer: &mut Buffer) -> Option<Memory> {
+        let mut memory = Memory { usage: self.memory_usage.number(buffer)?, ..Memory::default() };
         let (mut limit, mut sum_limit) = (None, None);
         let limited = |value: u64| Some(value).filter(|value| *value < NO_LIMIT);
-        parse::pairs(buffer.read(&self.memory_stat)?, |key, value| match key {
+        parse::pairs(self.memory_stat.read(buffer)?, |key, value| match key {
             "hierarchical_memory_limit" => limit = limited(value),
             "hierarchical_memsw_limit" => sum_limit = limited(value),
             "total_cache" => memory.cache = value,
@@ -74,13 +115,12 @@ impl Files {
         Some(memory)
     }
 
-    pub(super) fn detail(&self, buffer: &mut Buffer) -> Detail {
-        let mut detail = Detail::default();
-        let number =
-            |buffer: &mut Buffer, directory: &Path, file: &str| buffer.number(&path(directory, file));
-        detail.cpu_user_nanoseconds = number(buffer, &self.cpuacct, "cpuacct.usage_user").unwrap_or(0);
-        detail.cpu_system_nanoseconds = number(buffer, &self.cpuacct, "cpuacct.usage_sys").unwrap_or(0);
-        if let Some(text) = buffer.read(&path(&self.cpu, "cpu.stat")) {
+    pub(super) fn detail(&mut self, buffer: &mut Buffer, detail: &mut Detail) {
+        let Self { root, at, details, .. } = self;
+        let files = &mut **details.get_or_insert_with(|| Box::new(Details::new(root, at)));
+        detail.cpu_user_nanoseconds = files.user.number(buffer).unwrap_or(0);
+        detail.cpu_system_nanoseconds = files.system.number(buffer).unwrap_or(0);
+        if let Some(text) = files.cpu_stat.read(buffer) {
             parse::pairs(text, |key, value| match key {
                 "nr_periods" => detail.periods = value,
                 "nr_throttled" => detail.throttled_periods = value,
@@ -88,59 +128,47 @@ impl Files {
                 _ => {}
             });
         }
-        let memory = &self.memory;
-        detail.memory_peak = number(buffer, memory, "memory.max_usage_in_bytes").unwrap_or(0);
-        detail.memory_limit_hits = number(buffer, memory, "memory.failcnt").unwrap_or(0);
-        detail.kernel_memory = number(buffer, memory, "memory.kmem.usage_in_bytes").unwrap_or(0);
-        detail.memory_reservation =
-            number(buffer, memory, "memory.soft_limit_in_bytes").filter(|limit| *limit < NO_LIMIT);
-        if let Some(text) = buffer.read(&path(memory, "memory.oom_control")) {
+        detail.memory_peak = files.memory_peak.number(buffer).unwrap_or(0);
+        detail.memory_limit_hits = files.limit_hits.number(buffer).unwrap_or(0);
+        detail.kernel_memory = files.kernel_memory.number_if_any(buffer).unwrap_or(0);
+        detail.memory_reservation = files.soft_limit.number_if_any(buffer).filter(|limit| *limit < NO_LIMIT);
+        if let Some(text) = files.oom_control.read(buffer) {
             parse::pairs(text, |key, value| {
                 if key == "oom_kill" {
                     detail.oom_kills = value;
                 }
             });
         }
-        detail.tasks_limit = number(buffer, &self.pids, "pids.max");
-        processes(&self.cpuacct, buffer, &mut detail.processes);
-        self.devices(buffer, &mut detail);
-        self.huge_pages(buffer, &mut detail);
-        detail
-    }
-
-    /// Lines `8:0 Read 4096`, and at last a `Total`.
-    fn devices(&self, buffer: &mut Buffer, detail: &mut Detail) {
-        let files = [
-            ("blkio.throttle.io_service_bytes_recursive", true),
-            ("blkio.throttle.io_serviced_recursive", false),
-        ];
-        for (file, bytes) in files {
-            let Some(text) = buffer.read(&path(&self.blkio, file)) else { continue };
-            for line in text.lines() {
-                let mut words = line.split(' ');
-                let (Some(name), Some(operation), Some(value)) = (words.next(), words.next(), words.next())
-                else {
-                    continue;
-                };
-                let Ok(value) = value.parse() else { continue };
-                let Some(device) = parse::device(&mut detail.devices, name) else { continue };
-                match (operation, bytes) {
-                    ("Read", true) => device.read_bytes = value,
-                    ("Write", true) => device.write_bytes = value,
-                    ("Read", false) => device.reads = value,
-                    ("Write", false) => device.writes = value,
-                    _ => {}
-                }
+        detail.tasks_limit = files.tasks_limit.number(buffer);
+        processes(&files.cpuacct, &mut files.processes, buffer, &mut detail.processes);
+        for (file, bytes) in files.blkio.iter_mut().zip([true, false]) {
+            if let Some(text) = file.read_if_any(buffer) {
+                devices(text, bytes, detail);
             }
         }
+        for (size, usage, peak) in &mut files.huge_pages {
+            let Some(usage) = usage.number_if_any(buffer) else { continue };
+            let peak = peak.number_if_any(buffer).unwrap_or(usage);
+            detail.huge_pages.push(((*size).to_owned(), HugePages { usage, peak }));
+        }
     }
+}
 
-    fn huge_pages(&self, buffer: &mut Buffer, detail: &mut Detail) {
-        for size in super::v2::page_sizes() {
-            let file = |what: &str| path(&self.hugetlb, &format!("hugetlb.{size}.{what}"));
-            let Some(usage) = buffer.number(&file("usage_in_bytes")) else { continue };
-            let peak = buffer.number(&file("max_usage_in_bytes")).unwrap_or(usage);
-            detail.huge_pages.push((size.clone(), HugePages { usage, peak }));
+/// Lines `8:0 Read 4096`, and at last a `Total`.
+fn devices(text: &str, bytes: bool, detail: &mut Detail) {
+    for line in text.lines() {
+        let mut words = line.split(' ');
+        let (Some(name), Some(operation), Some(value)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
+        let Ok(value) = value.parse() else { continue };
+        let Some(device) = parse::device(&mut detail.devices, name) else { continue };
+        match (operation, bytes) {
+            ("Read", true) => device.read_bytes = value,
+            ("Write", true) => device.write_bytes = value,
+            ("Read", false) => device.reads = value,
+            ("Write", false) => device.writes = value,
+            _ => {}
         }
     }
 }

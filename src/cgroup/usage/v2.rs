@@ -1,22 +1,51 @@
 //! Cgroup v2: one directory; every value is with all below it.
 
-use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::{Buffer, Detail, HugePages, Memory, Pressure, Usage, parse, path, processes};
+use super::{Buffer, Detail, File, HugePages, Memory, Pressure, Usage, parse, processes};
 
 #[derive(Debug)]
 pub(super) struct Files {
-    cpu_stat: CString,
-    memory_current: CString,
-    memory_stat: CString,
-    memory_max: CString,
-    swap_current: CString,
-    swap_max: CString,
-    tasks: CString,
-    pressures: [CString; 3],
     directory: PathBuf,
+    cpu_stat: File,
+    memory_current: File,
+    memory_stat: File,
+    memory_max: File,
+    swap_current: File,
+    swap_max: File,
+    tasks: File,
+    pressures: [File; 3],
+    pub(super) details: Option<Box<Details>>,
+}
+
+/// What only metrics ask for.
+#[derive(Debug)]
+pub(super) struct Details {
+    /// Kernel 5.19.
+    memory_peak: File,
+    memory_low: File,
+    memory_events: File,
+    tasks_limit: File,
+    processes: File,
+    io_stat: File,
+    huge_pages: Vec<(&'static str, File)>,
+}
+
+impl Details {
+    fn new(directory: &Path) -> Self {
+        let file = |name: &str| File::new(directory, name);
+        let sizes = page_sizes().iter().map(|size| (size.as_str(), file(&format!("hugetlb.{size}.current"))));
+        Self {
+            memory_peak: file("memory.peak"),
+            memory_low: file("memory.low"),
+            memory_events: file("memory.events"),
+            tasks_limit: file("pids.max"),
+            processes: file("cgroup.procs"),
+            io_stat: file("io.stat"),
+            huge_pages: sizes.collect(),
+        }
+    }
 }
 
 /// Sizes of huge pages that this machine has, as cgroup files name them.
@@ -45,7 +74,7 @@ pub(super) fn page_size(kilobytes: u64) -> String {
 
 impl Files {
     pub(super) fn new(directory: &Path) -> Self {
-        let file = |name| path(directory, name);
+        let file = |name| File::new(directory, name);
         Self {
             cpu_stat: file("cpu.stat"),
             memory_current: file("memory.current"),
@@ -56,35 +85,56 @@ impl Files {
             tasks: file("pids.current"),
             pressures: [file("cpu.pressure"), file("memory.pressure"), file("io.pressure")],
             directory: directory.to_owned(),
+            details: None,
         }
     }
 
-    pub(super) fn cpu(&self, buffer: &mut Buffer) -> Option<u64> {
+    pub(super) fn cpu(&mut self, buffer: &mut Buffer) -> Option<u64> {
+        self.cpu_and(buffer, &mut Detail::default())
+    }
+
+    /// Processor time; what else that file says goes into `detail`.
+    fn cpu_and(&mut self, buffer: &mut Buffer, detail: &mut Detail) -> Option<u64> {
         let mut usage = None;
-        parse::pairs(buffer.read(&self.cpu_stat)?, |key, value: u64| {
-            if key == "usage_usec" {
-                usage = Some(value.saturating_mul(1000));
-            }
+        let nanoseconds = |microseconds: u64| microseconds.saturating_mul(1000);
+        parse::pairs(self.cpu_stat.read(buffer)?, |key, value| match key {
+            "usage_usec" => usage = Some(nanoseconds(value)),
+            "user_usec" => detail.cpu_user_nanoseconds = nanoseconds(value),
+            "system_usec" => detail.cpu_system_nanoseconds = nanoseconds(value),
+            "nr_periods" => detail.periods = value,
+            "nr_throttled" => detail.throttled_periods = value,
+            "throttled_usec" => detail.throttled_nanoseconds = nanoseconds(value),
+            _ => {}
         });
         usage
     }
 
-    pub(super) fn usage(&self, buffer: &mut Buffer) -> Usage {
-        let mut pressure = |file: &CString| -> Option<Pressure> { parse::pressure(buffer.read(file)?) };
-        let [cpu_pressure, memory_pressure, io_pressure] = self.pressures.each_ref().map(&mut pressure);
+    /// What statistics need. `detail` takes what else the same files say.
+    pub(super) fn usage(&mut self, buffer: &mut Buffer, detail: Option<&mut Detail>) -> Usage {
+        let mut spare = Detail::default();
+        let detail = detail.unwrap_or(&mut spare);
+        let cpu_nanoseconds = self.cpu_and(buffer, detail);
+        // A cgroup that is not there has none of the others either.
+        let memory = self.memory(buffer);
+        detail.kernel_memory = memory.as_ref().and_then(|memory| memory.kernel).unwrap_or(0);
+        let there = cpu_nanoseconds.is_some();
+        let mut pressure = |file: &mut File| -> Option<Pressure> {
+            parse::pressure(if there { file.read_if_any(buffer)? } else { file.read(buffer)? })
+        };
+        let [cpu_pressure, memory_pressure, io_pressure] = self.pressures.each_mut().map(&mut pressure);
         Usage {
-            cpu_nanoseconds: self.cpu(buffer),
-            memory: self.memory(buffer),
-            tasks: buffer.number(&self.tasks),
+            cpu_nanoseconds,
+            memory,
+            tasks: self.tasks.number(buffer),
             cpu_pressure,
             memory_pressure,
             io_pressure,
         }
     }
 
-    fn memory(&self, buffer: &mut Buffer) -> Option<Memory> {
-        let mut memory = Memory { usage: buffer.number(&self.memory_current)?, ..Memory::default() };
-        parse::pairs(buffer.read(&self.memory_stat)?, |key, value| match key {
+    fn memory(&mut self, buffer: &mut Buffer) -> Option<Memory> {
+        let mut memory = Memory { usage: self.memory_current.number(buffer)?, ..Memory::default() };
+        parse::pairs(self.memory_stat.read(buffer)?, |key, value| match key {
             "anon" => memory.rss = value,
             "file" => memory.cache = value,
             "kernel" => memory.kernel = Some(value),
@@ -95,54 +145,36 @@ impl Files {
             "pgmajfault" => memory.major_page_faults = value,
             _ => {}
         });
-        memory.limit = buffer.number(&self.memory_max);
-        memory.swap = buffer.number(&self.swap_current);
-        memory.swap_limit = buffer.number(&self.swap_max);
+        memory.limit = self.memory_max.number_if_any(buffer);
+        memory.swap = self.swap_current.number_if_any(buffer);
+        memory.swap_limit = self.swap_max.number_if_any(buffer);
         Some(memory)
     }
 
-    pub(super) fn detail(&self, buffer: &mut Buffer) -> Detail {
-        let mut detail = Detail::default();
-        let file = |name: &str| path(&self.directory, name);
-        if let Some(text) = buffer.read(&self.cpu_stat) {
-            parse::pairs(text, |key, value: u64| match key {
-                "user_usec" => detail.cpu_user_nanoseconds = value.saturating_mul(1000),
-                "system_usec" => detail.cpu_system_nanoseconds = value.saturating_mul(1000),
-                "nr_periods" => detail.periods = value,
-                "nr_throttled" => detail.throttled_periods = value,
-                "throttled_usec" => detail.throttled_nanoseconds = value.saturating_mul(1000),
-                _ => {}
-            });
-        }
-        // Kernel 5.19.
-        detail.memory_peak = buffer.number(&file("memory.peak")).unwrap_or(0);
-        detail.memory_reservation = buffer.number(&file("memory.low")).filter(|low| *low != 0);
-        if let Some(text) = buffer.read(&file("memory.events")) {
+    /// The rest of what metrics need.
+    pub(super) fn detail(&mut self, buffer: &mut Buffer, detail: &mut Detail) {
+        let Self { directory, details, .. } = self;
+        let files = &mut **details.get_or_insert_with(|| Box::new(Details::new(directory)));
+        detail.memory_peak = files.memory_peak.number_if_any(buffer).unwrap_or(0);
+        detail.memory_reservation = files.memory_low.number_if_any(buffer).filter(|low| *low != 0);
+        if let Some(text) = files.memory_events.read_if_any(buffer) {
             parse::pairs(text, |key, value| match key {
                 "max" => detail.memory_limit_hits = value,
                 "oom_kill" => detail.oom_kills = value,
                 _ => {}
             });
         }
-        if let Some(text) = buffer.read(&self.memory_stat) {
-            parse::pairs(text, |key, value| {
-                if key == "kernel" {
-                    detail.kernel_memory = value;
-                }
-            });
+        detail.tasks_limit = files.tasks_limit.number_if_any(buffer);
+        processes(directory, &mut files.processes, buffer, &mut detail.processes);
+        if let Some(text) = files.io_stat.read_if_any(buffer) {
+            devices(text, detail);
         }
-        detail.tasks_limit = buffer.number(&file("pids.max"));
-        processes(&self.directory, buffer, &mut detail.processes);
-        if let Some(text) = buffer.read(&file("io.stat")) {
-            devices(text, &mut detail);
-        }
-        for size in page_sizes() {
-            if let Some(usage) = buffer.number(&file(&format!("hugetlb.{size}.current"))) {
+        for (size, current) in &mut files.huge_pages {
+            if let Some(usage) = current.number_if_any(buffer) {
                 // v2 keeps no high-water mark of them.
-                detail.huge_pages.push((size.clone(), HugePages { usage, peak: usage }));
+                detail.huge_pages.push(((*size).to_owned(), HugePages { usage, peak: usage }));
             }
         }
-        detail
     }
 }
 

@@ -3,9 +3,8 @@
 use tonic::Status;
 
 use crate::cri::metrics;
-use crate::proto::runtime::v1::{
-    ListPodSandboxMetricsRequest, ListPodSandboxMetricsResponse, PodSandboxMetrics,
-};
+use crate::proto::metrics::PodSandboxMetrics;
+use crate::proto::runtime::v1::{ListPodSandboxMetricsRequest, ListPodSandboxMetricsResponse};
 use crate::stats::Depth;
 
 use super::RuntimeFace;

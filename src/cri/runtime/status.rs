@@ -58,11 +58,13 @@ fn handlers(face: &RuntimeFace) -> Vec<RuntimeHandler> {
 }
 
 fn info(face: &RuntimeFace) -> HashMap<String, String> {
+    let mut network = face.facts.network.clone();
+    network["subnets"] = face.pods.subnets().iter().map(ToString::to_string).collect();
     let version = serde_json::json!({ "berth": face.facts.version, "api": "v1" });
     HashMap::from([
         ("config".to_owned(), face.facts.config.to_string()),
         ("version".to_owned(), version.to_string()),
         ("features".to_owned(), face.facts.features.to_string()),
-        ("network".to_owned(), face.facts.network.to_string()),
+        ("network".to_owned(), network.to_string()),
     ])
 }
