@@ -5,7 +5,14 @@ use std::error::Error;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let files = protox::compile(
-        ["runtime/v1/api.proto", "berth/v1/images.proto", "berth/v1/networks.proto", "berth/v1/record.proto"],
+        [
+            "runtime/v1/api.proto",
+            "berth/v1/containers.proto",
+            "berth/v1/images.proto",
+            "berth/v1/networks.proto",
+            "berth/v1/record.proto",
+            "berth/v1/volumes.proto",
+        ],
         ["proto"],
     )?;
     tonic_prost_build::configure()

@@ -42,3 +42,4 @@ pub(crate) use stop::{kill, stop};
 pub use tools::Handler;
 pub(crate) use tools::{Surroundings, Tools};
 pub(crate) use update::{merge, merge_resources, update};
+pub(crate) use volumes::fill as fill_from_image;

@@ -10,17 +10,22 @@
 //! After a start, whoever knows which containers live takes [`Images::hold_chains`] for them and then calls
 //! [`Images::sweep`] once; before that nothing is removed.
 
+mod commit;
 pub mod digest;
 mod error;
 mod hold;
 mod manifest;
+pub mod pack;
 mod platform;
 mod pull;
+mod push;
 pub mod reference;
 pub mod registry;
 pub mod store;
+mod tag;
 pub mod transfer;
 pub mod unpack;
+mod usage;
 
 use crate::image::error::Chain;
 use std::fmt;
@@ -30,16 +35,19 @@ use std::time::{Duration, SystemTime};
 
 use oci_spec::image::ImageConfiguration;
 
+pub use commit::CommitRequest;
 pub use digest::{ChainId, Digest};
 pub use error::Error;
 pub use hold::LayerHold;
 pub use manifest::{Descriptor, Manifest};
 pub use platform::Platform;
 pub use pull::{Phase, Progress, PullRequest};
+pub use push::{PushRequest, Pushed};
 pub use reference::Reference;
 pub use registry::Credentials;
 pub use store::SweepReport;
 pub use unpack::Limits;
+pub use usage::{ImageUsage, Usage};
 
 use crate::meter::Pulls;
 use registry::Registry;

@@ -24,3 +24,4 @@ pub mod store;
 pub mod streaming;
 pub mod sys;
 pub mod telemetry;
+pub mod volume;

@@ -85,6 +85,9 @@ pub enum Error {
         "berth-shim is neither beside berthd nor in PATH: install it there, or name it with `shim = \"PATH\"`"
     )]
     NoShim,
+    /// The volumes could not be opened.
+    #[error("opening the volumes: {0}")]
+    Volumes(#[source] crate::volume::Error),
     /// The images could not be opened.
     #[error("opening the images: {0}")]
     Images(#[source] crate::image::Error),
@@ -275,13 +278,16 @@ fn router(
         changes: grpc.max_concurrent_calls,
         reads: grpc.max_concurrent_reads,
     };
-    let Rooms { pods, images, facts, stats, streaming, networks, nri: _ } = rooms;
+    let Rooms { pods, images, facts, stats, streaming, networks, volumes, nri: _ } = rooms;
     let own_networks = crate::api::networks(pods.clone(), networks);
+    let own_pods = pods.clone();
+    let own_volumes = crate::api::volumes(pods.clone(), images.clone(), volumes);
+    let own_containers = crate::api::containers(pods.clone(), images.clone());
     let size = grpc.max_message_size;
     let face = RuntimeFace::new(pods, images.clone(), facts, stats, streaming, stopping);
     let runtime =
         RuntimeServiceServer::new(face).max_decoding_message_size(size).max_encoding_message_size(size);
-    let own_images = images.clone();
+    let (own_images, image_users) = (images.clone(), own_pods);
     let image = ImageServiceServer::new(ImageFace::new(images))
         .max_decoding_message_size(size)
         .max_encoding_message_size(size);
@@ -292,8 +298,10 @@ fn router(
         .layer(stack::layers(bounds, metrics))
         .add_service(runtime)
         .add_service(image)
-        .add_service(crate::api::images(own_images))
+        .add_service(crate::api::images(own_images, image_users))
         .add_service(own_networks)
+        .add_service(own_containers)
+        .add_service(own_volumes)
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {

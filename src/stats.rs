@@ -15,6 +15,7 @@ mod disk;
 mod layers;
 mod processes;
 mod rate;
+mod top;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ use disk::Names;
 pub use layers::LayerUsage;
 use layers::Layers;
 pub use processes::Processes;
+pub use top::{ProcessInfo, processes};
 
 /// How often rates are sampled while nobody asks.
 const SAMPLE: Duration = Duration::from_secs(10);

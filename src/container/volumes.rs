@@ -48,7 +48,8 @@ pub(super) fn make(
     Ok(volumes)
 }
 
-fn fill(lower: &[PathBuf], path: &Path, target: &Path) -> io::Result<()> {
+/// Makes the directory `target`, with what the image of these layers, the topmost first, has at `path`.
+pub(crate) fn fill(lower: &[PathBuf], path: &Path, target: &Path) -> io::Result<()> {
     fs::create_dir_all(target)?;
     match layers::directories(lower, path)? {
         Some(directories) => copy(&directories, target),

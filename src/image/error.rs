@@ -1,7 +1,7 @@
 //! The room's error.
 
 use super::digest::Digest;
-use super::{Platform, manifest, reference, registry, store, transfer, unpack};
+use super::{Platform, manifest, pack, reference, registry, store, transfer, unpack};
 use crate::error::{Classify, Kind};
 
 /// Why something about images failed.
@@ -63,6 +63,45 @@ pub enum Error {
     /// The image is not here.
     #[error("image {0} is not here")]
     NotFound(String),
+    /// Content that a push needs.
+    #[error(
+        "{what} {digest} of {reference} is not kept here, and {host} does not have it either: pull the image again \
+         (with `images.discard_unpacked_layers = false`), then push it"
+    )]
+    NotKept {
+        /// Layer or configuration.
+        what: &'static str,
+        /// Which.
+        digest: Digest,
+        /// Of what.
+        reference: String,
+        /// Where it was looked for as well.
+        host: String,
+    },
+    /// A name that can't be given to an image.
+    #[error("{reference} can't be {doing}: {problem}")]
+    Name {
+        /// The name.
+        reference: String,
+        /// What was tried.
+        doing: &'static str,
+        /// Why not.
+        problem: &'static str,
+    },
+    /// The last name of an image can't be taken off.
+    #[error("{0} is the image's only tag: remove the image instead")]
+    LastTag(String),
+    /// An instruction that changes an image's configuration.
+    #[error("the change {text:?}: {problem}")]
+    Change {
+        /// The instruction.
+        text: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A directory that can't be packed.
+    #[error("packing the writable layer")]
+    Pack(#[from] pack::Error),
     /// Layers were removed while nobody held them.
     #[error("layers of image {0} were removed")]
     LayersGone(String),
@@ -74,7 +113,9 @@ pub enum Error {
 impl Classify for Error {
     fn kind(&self) -> Kind {
         match self {
-            Error::Reference(_) => Kind::InvalidArgument,
+            Error::Reference(_) | Error::Name { .. } | Error::Change { .. } => Kind::InvalidArgument,
+            Error::Pack(error) => error.kind(),
+            Error::NotKept { .. } | Error::LastTag(_) => Kind::FailedPrecondition,
             Error::Registry(error) => error.kind(),
             Error::Platform { .. } | Error::NotFound(_) | Error::LayersGone(_) => Kind::NotFound,
             Error::Layer { source: unpack::Error::Directory { .. }, .. } | Error::Store(_) => Kind::Internal,

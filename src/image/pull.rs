@@ -18,7 +18,7 @@ use super::error::blocking;
 use super::hold::LayerHold;
 use super::manifest::{self, Descriptor, Document, MANIFEST_LIMIT, Manifest, PlatformEntry};
 use super::reference::Target;
-use super::registry::{Resolved, Session};
+use super::registry::{Purpose, Resolved, Session};
 use super::store::Task;
 use super::{Credentials, Digest, Error, Image, Images, Platform, Reference};
 use crate::meter::Pulls;
@@ -48,9 +48,13 @@ pub enum Phase {
     Waiting,
     /// Bytes come, and are unpacked as they do.
     Downloading,
-    /// It was here already.
+    /// It was at its destination already.
     Exists,
-    /// Unpacked and verified.
+    /// Bytes go to the registry.
+    Uploading,
+    /// The registry has it from another of its repositories.
+    Mounted,
+    /// Unpacked and verified, or taken by the registry.
     Done,
 }
 
@@ -82,7 +86,7 @@ impl Images {
 
     async fn pull_unmeasured(&self, request: PullRequest) -> Result<Arc<Image>, Error> {
         let reference: Reference = request.reference.parse()?;
-        let session = self.session(&reference, request.auth.clone()).await?;
+        let session = self.session(&reference, request.auth.clone(), Purpose::Pull).await?;
         if let Some(image) = self.unchanged(&reference, &session, request.platform.as_ref()).await {
             image.chain.iter().for_each(|_| self.count_layer(false));
             return Ok(image);
@@ -120,9 +124,14 @@ impl Images {
         Ok(image)
     }
 
-    async fn session(&self, reference: &Reference, auth: Option<Credentials>) -> Result<Session, Error> {
+    pub(super) async fn session(
+        &self,
+        reference: &Reference,
+        auth: Option<Credentials>,
+        purpose: Purpose,
+    ) -> Result<Session, Error> {
         let (inner, reference) = (Arc::clone(&self.0), reference.clone());
-        blocking(move || Ok(inner.registry.session(&reference, auth.as_ref())?)).await
+        blocking(move || Ok(inner.registry.session(&reference, auth.as_ref(), purpose)?)).await
     }
 
     /// The image that is here already, when the registry says that it is still the one. The registry is asked in any case:

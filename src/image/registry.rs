@@ -1,6 +1,6 @@
 //! The client side of registries (OCI distribution-spec).
 //!
-//! A [`Session`] is one pull's view of a repository: its hosts in the order they are to be tried (mirrors first), its
+//! A [`Session`] is one pull's or push's view of a repository: its hosts in the order they are to be tried (mirrors first), its
 //! credentials, and the tokens obtained with them, which end with the session. Host files are read for each session, so a change
 //! needs no restart.
 
@@ -10,6 +10,7 @@ mod client;
 mod hosts;
 mod tls;
 mod transfer;
+mod upload;
 
 use std::time::Duration;
 
@@ -17,8 +18,9 @@ use super::digest::Digest;
 use crate::error::Kind;
 
 pub use auth::Credentials;
-pub(crate) use client::{Registry, Resolved, Session};
+pub(crate) use client::{Purpose, Registry, Resolved, Session};
 pub(crate) use transfer::{Ended, Sink};
+pub(crate) use upload::{Given, Outgoing, Source};
 
 /// Why a registry did not give what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +163,16 @@ pub enum Error {
     /// The credentials are not readable.
     #[error("the credentials: {0}")]
     Credentials(&'static str),
+    /// A registry does not keep to the protocol.
+    #[error("{host} {problem}, asked to take {what}")]
+    Protocol {
+        /// The registry's host.
+        host: String,
+        /// What was sent.
+        what: String,
+        /// What it did.
+        problem: &'static str,
+    },
     /// No host may be asked.
     #[error("no host is configured that can {0}")]
     NoHost(&'static str),
@@ -184,6 +196,7 @@ impl Error {
             | Error::TooLong { .. }
             | Error::Digest { .. }
             | Error::Redirect { .. }
+            | Error::Protocol { .. }
             | Error::Token { .. } => Kind::Unavailable,
         }
     }

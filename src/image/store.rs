@@ -208,6 +208,26 @@ impl Store {
         Ok(image)
     }
 
+    /// Takes a tag off an image that has others. `None`: no image has it; `false`: it is the last one.
+    pub(crate) fn untag(&self, name: &str) -> Result<Option<bool>, Error> {
+        let _one = self.commit.lock();
+        let mut images = self.state.read().images.clone();
+        let Some(image) = images.values_mut().find(|image| image.repo_tags.iter().any(|tag| tag == name))
+        else {
+            return Ok(None);
+        };
+        if image.repo_tags.len() < 2 {
+            return Ok(Some(false));
+        }
+        let mut changed = Image::clone(image);
+        changed.repo_tags.retain(|tag| tag != name);
+        changed.pinned = self.is_pinned(&changed);
+        *image = Arc::new(changed);
+        self.save_index(&images)?;
+        self.replace(images);
+        Ok(Some(true))
+    }
+
     /// Takes an image out of the index. Its content goes with the next sweep.
     pub(crate) fn delete(&self, id: &Digest) -> Result<(), Error> {
         let _one = self.commit.lock();
@@ -241,6 +261,26 @@ impl Store {
         let layers = state.layers.values().map(|layer| (layer.bytes, layer.inodes));
         let blobs = state.blobs.values().map(|size| (size.div_ceil(4096) * 4096, 1));
         layers.chain(blobs).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    }
+}
+
+impl Store {
+    /// Shows images with what tells the size of layers and blobs, and which layers are held, all of one moment.
+    pub(crate) fn weigh<T>(
+        &self,
+        look: impl FnOnce(
+            &[Arc<Image>],
+            &dyn Fn(&ChainId) -> u64,
+            &dyn Fn(&Digest) -> u64,
+            &dyn Fn(&ChainId) -> bool,
+        ) -> T,
+    ) -> T {
+        let state = self.state.read();
+        let images: Vec<Arc<Image>> = state.images.values().cloned().collect();
+        let layers = |chain: &ChainId| state.layers.get(chain).map_or(0, |layer| layer.bytes);
+        let blobs = |digest: &Digest| state.blobs.get(digest).map_or(0, |size| size.div_ceil(4096) * 4096);
+        let held = |chain: &ChainId| state.holds.contains_key(chain);
+        look(&images, &layers, &blobs, &held)
     }
 }
 

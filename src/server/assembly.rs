@@ -23,12 +23,14 @@ use crate::recovery;
 use crate::shim::{self, Backend, Launcher};
 use crate::stats::{self, Stats};
 use crate::streaming::{self, Streaming};
+use crate::volume::Volumes;
 
 /// What the faces call.
 #[derive(Clone, Debug)]
 pub(crate) struct Rooms {
     pub(crate) pods: Pods,
     pub(crate) networks: Controller,
+    pub(crate) volumes: Volumes,
     pub(crate) images: Images,
     pub(crate) facts: Arc<Facts>,
     pub(crate) stats: Stats,
@@ -41,6 +43,7 @@ pub(crate) struct Rooms {
 pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error> {
     let config = &loaded.config;
     let images = Images::open(image_options(config, meter)).map_err(Error::Images)?;
+    let volumes = Volumes::open(&config.root).map_err(Error::Volumes)?;
     let networks = Controller::open(network_options(config)).map_err(Error::Network)?;
     let driver = cgroup_driver(config.cgroup.driver);
     let abilities = handlers::ask(&config.runtimes);
@@ -68,7 +71,7 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     let streaming = Streaming::open(&streaming_options(config), pods.clone()).map_err(Error::Streaming)?;
     tokio::spawn(recovery::watch(pods.clone(), networks.clone()));
     tokio::spawn(cni.watch());
-    Ok(Rooms { pods, images, facts: Arc::new(facts), stats, streaming, networks, nri })
+    Ok(Rooms { pods, images, facts: Arc::new(facts), stats, streaming, networks, volumes, nri })
 }
 
 fn image_options(config: &Config, meter: &Meter) -> image::Options {

@@ -15,6 +15,7 @@ mod client;
 mod client_interactive;
 mod cluster;
 mod cni;
+mod commit;
 mod containerd;
 mod containers;
 mod daemon;
@@ -35,6 +36,7 @@ mod nri;
 mod overlay;
 mod pod_cidr;
 mod pods;
+mod push;
 mod registries;
 mod resources;
 mod restart;
@@ -49,8 +51,10 @@ mod streaming_exec;
 mod streaming_forward;
 mod streaming_peers;
 mod streaming_tls;
+mod system;
 mod traces;
 mod userns;
+mod volumes;
 
 use libtest_mimic::{Arguments, Trial};
 use support::World;
@@ -68,6 +72,7 @@ fn main() {
             cdi::trials(),
             client::trials(),
             client_interactive::trials(),
+            commit::trials(),
             cni::trials(),
             containerd::trials(),
             containers::trials(),
@@ -89,6 +94,7 @@ fn main() {
             overlay::trials(),
             pod_cidr::trials(),
             pods::trials(),
+            push::trials(),
             registries::trials(),
             resources::trials(),
             restart::trials(),
@@ -104,7 +110,9 @@ fn main() {
             streaming_peers::trials(),
             streaming_tls::trials(),
             traces::trials(),
+            system::trials(),
             userns::trials(),
+            volumes::trials(),
         ]
         .into_iter()
         .flatten()

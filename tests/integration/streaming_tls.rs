@@ -17,16 +17,31 @@ use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
     let tls = |client: &str| {
-        let streaming = format!(
-            "tls_cert_file = \"{CERTIFICATES}/server.pem\"\ntls_key_file = \"{CERTIFICATES}/server.key\"\n{client}"
-        );
+        let streaming = settings(client);
         Options { streaming, prepare: Some(certificates), ..Options::default() }
     };
-    let client_ca = format!("tls_client_ca_file = \"{CERTIFICATES}/ca.pem\"");
+    let client_ca = client_authority();
     let mut list = trials![options = tls(""); sessions_of_every_kind, a_renewed_certificate];
     list.extend(trials![options = tls(&client_ca); clients_show_certificates]);
     list.extend(trials![unusable_files]);
     list
+}
+
+/// The `[streaming]` section: TLS, and more.
+pub(crate) fn settings(more: &str) -> String {
+    format!(
+        "tls_cert_file = \"{CERTIFICATES}/server.pem\"\ntls_key_file = \"{CERTIFICATES}/server.key\"\n{more}"
+    )
+}
+
+/// More for it: clients show certificates.
+pub(crate) fn client_authority() -> String {
+    format!("tls_client_ca_file = \"{CERTIFICATES}/ca.pem\"")
+}
+
+/// One of the files, for command lines.
+pub(crate) fn path(name: &str) -> String {
+    file(name).display().to_string()
 }
 
 /// In the tests' own `/run`.
@@ -39,7 +54,7 @@ fn openssl(arguments: &str) {
 }
 
 /// An authority, a server's certificate for the loopback, and a client's; once.
-fn certificates() {
+pub(crate) fn certificates() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         std::fs::create_dir_all(CERTIFICATES).unwrap();

@@ -1,7 +1,7 @@
 //! A registry that misbehaves on request: an HTTP server whose every answer the test decides.
 
 use std::collections::BTreeMap;
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -99,6 +99,9 @@ fn serve(stream: TcpStream, handler: &Handler, ended: &AtomicBool, seen: &Mutex<
         return;
     }
     seen.lock().unwrap().push(format!("{} {}", request.method, request.path));
+    // What is sent is taken: closing with bytes unread would reset the connection.
+    let length = request.headers.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let _ = std::io::copy(&mut reader.by_ref().take(length), &mut std::io::sink());
     let hang = || {
         while !ended.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(20));

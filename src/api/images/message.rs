@@ -2,8 +2,8 @@
 
 use tonic::Status;
 
-use crate::image::{Phase, Platform, Progress};
-use crate::proto::berth::v1::{LayerProgress, layer_progress::Stage};
+use crate::image::{self, Phase, Platform, Progress};
+use crate::proto::berth::v1::{ImageUsage, LayerProgress, UsageResponse, layer_progress::Stage};
 
 /// A step of a layer.
 pub(super) fn layer(progress: &Progress) -> LayerProgress {
@@ -11,6 +11,8 @@ pub(super) fn layer(progress: &Progress) -> LayerProgress {
         Phase::Waiting => Stage::Waiting,
         Phase::Downloading => Stage::Downloading,
         Phase::Exists => Stage::Exists,
+        Phase::Uploading => Stage::Uploading,
+        Phase::Mounted => Stage::Mounted,
         Phase::Done => Stage::Verified,
     };
     LayerProgress {
@@ -19,6 +21,18 @@ pub(super) fn layer(progress: &Progress) -> LayerProgress {
         offset: progress.current,
         total: progress.total,
     }
+}
+
+/// What images take.
+pub(super) fn usage(usage: image::Usage) -> UsageResponse {
+    let images = usage.images.into_iter().map(|image| ImageUsage {
+        id: image.id,
+        bytes: image.bytes,
+        unique_bytes: image.unique_bytes,
+        in_use: image.in_use,
+        pinned: image.pinned,
+    });
+    UsageResponse { images: images.collect(), bytes: usage.bytes, reclaimable_bytes: usage.reclaimable_bytes }
 }
 
 /// `os/architecture[/variant]`; none when empty.

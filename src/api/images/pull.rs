@@ -11,8 +11,6 @@ use crate::image::{self, Images};
 use crate::proto::berth::v1::pull_response::Event;
 use crate::proto::berth::v1::{PullRequest, PullResponse};
 
-/// Longest reference: registries take names of 255 and tags of 128 characters.
-const LONGEST_REFERENCE: usize = 4096;
 /// Reports kept for a slow reader; later ones are left out.
 const REPORTS: usize = 64;
 
@@ -21,9 +19,7 @@ pub(super) fn call(
     request: PullRequest,
 ) -> Result<BoxStream<'static, Result<PullResponse, Status>>, Status> {
     let PullRequest { reference, auth, platform } = request;
-    if reference.is_empty() || reference.len() > LONGEST_REFERENCE {
-        return Err(Status::invalid_argument(format!("reference must have 1 to {LONGEST_REFERENCE} bytes")));
-    }
+    super::bounded(&reference)?;
     let (progress, reports) = mpsc::channel(REPORTS);
     let request = image::PullRequest {
         reference,

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::commands;
+use crate::session::TlsOptions;
 
 /// Pods, containers and images of a node, by way of berthd.
 #[derive(Debug, Parser)]
@@ -18,6 +19,8 @@ pub(crate) struct Cli {
         default_value = "/run/berth/berth.sock"
     )]
     pub address: String,
+    #[command(flatten)]
+    pub tls: TlsOptions,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -25,6 +28,7 @@ pub(crate) struct Cli {
 impl Cli {
     /// Carries out what was typed. Returns what to exit with.
     pub(crate) async fn run(self) -> Result<u8> {
+        self.tls.hold();
         let address = self.address.as_str();
         match self.command {
             Command::Run(run) => run.execute(address).await,
@@ -32,6 +36,7 @@ impl Cli {
             Command::Attach(attach) => attach.execute(address).await,
             Command::Ps(ps) => ps.execute(address).await,
             Command::Pods(pods) => pods.execute(address).await,
+            Command::Top(top) => top.execute(address).await,
             Command::Stats(stats) => stats.execute(address).await,
             Command::Events(events) => events.execute(address).await,
             Command::Logs(logs) => logs.execute(address).await,
@@ -39,12 +44,19 @@ impl Cli {
             Command::Rm(rm) => rm.execute(address).await,
             Command::Inspect(inspect) => inspect.execute(address).await,
             Command::Pull(pull) => pull.execute(address).await,
+            Command::Commit(commit) => commit.execute(address).await,
+            Command::Push(push) => push.execute(address).await,
+            Command::Tag(tag) => tag.execute(address).await,
+            Command::Login(login) => login.execute(address).await,
+            Command::Logout(logout) => logout.execute().await,
             Command::Images(images) => images.execute(address).await,
             Command::Rmi(rmi) => rmi.execute(address).await,
             Command::Import(import) => import.execute(address).await,
             Command::Export(export) => export.execute(address).await,
             Command::Network(network) => network.execute(address).await,
             Command::Config(config) => config.execute(),
+            Command::Volume(volume) => volume.execute(address).await,
+            Command::System(system) => system.execute(address).await,
             Command::Info(info) => info.execute(address).await,
             Command::Version(version) => version.execute(address).await,
         }
@@ -64,6 +76,8 @@ pub(crate) enum Command {
     Ps(commands::ps::Ps),
     /// List pods
     Pods(commands::pods::Pods),
+    /// Show the processes of a container
+    Top(commands::top::Top),
     /// Show what containers use
     Stats(commands::stats::Stats),
     /// Show what happens to pods and containers, as it happens
@@ -78,13 +92,25 @@ pub(crate) enum Command {
     Inspect(commands::inspect::Inspect),
     /// Pull images from their registries
     Pull(commands::pull::Pull),
+    /// Make an image of a container
+    Commit(commands::commit::Commit),
+    /// Push images to their registries
+    Push(commands::push::Push),
+    /// Give an image one more name
+    Tag(commands::tag::Tag),
+    /// Keep credentials for a registry, once it has taken them
+    Login(commands::login::Login),
+    /// Forget the credentials for a registry
+    Logout(commands::logout::Logout),
     /// List images
     Images(commands::images::Images),
     /// Remove images
     Rmi(commands::rmi::Rmi),
     /// Read images from an archive (OCI layout or docker save)
+    #[command(visible_alias = "load")]
     Import(commands::import::Import),
     /// Write images to an archive that OCI tools and docker load both read
+    #[command(visible_alias = "save")]
     Export(commands::export::Export),
     /// Make, look at and remove networks, connect pods to them
     #[command(subcommand)]
@@ -92,6 +118,12 @@ pub(crate) enum Command {
     /// Take over the configuration of other runtimes
     #[command(subcommand)]
     Config(commands::config::Config),
+    /// Make, look at and remove volumes
+    #[command(subcommand)]
+    Volume(commands::volume::Volume),
+    /// Show what takes room on the disk, and make some
+    #[command(subcommand)]
+    System(commands::system::System),
     /// Show the daemon's state
     Info(commands::info::Info),
     /// Show the versions of client and daemon

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use berth::proto::berth::v1::containers_client::ContainersClient;
 use berth::proto::berth::v1::images_client::ImagesClient;
 use berth::proto::berth::v1::networks_client::NetworksClient;
+use berth::proto::berth::v1::volumes_client::VolumesClient;
 use berth::proto::runtime::v1::image_service_client::ImageServiceClient;
 use berth::proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use berth::proto::runtime::v1::{
@@ -34,6 +36,10 @@ pub(crate) struct Client {
     pub images: ImageServiceClient<Channel>,
     /// Berth's own: images with progress, archives.
     pub transfer: ImagesClient<Channel>,
+    /// Berth's own: what the CRI has no words for.
+    pub own_containers: ContainersClient<Channel>,
+    /// Berth's own: volumes.
+    pub volumes: VolumesClient<Channel>,
     /// Berth's own: networks.
     pub networks: NetworksClient<Channel>,
 }
@@ -60,6 +66,8 @@ impl Client {
                 .max_decoding_message_size(LARGEST_ANSWER_BYTES),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(LARGEST_ANSWER_BYTES),
             transfer: ImagesClient::new(channel.clone()),
+            own_containers: ContainersClient::new(channel.clone()),
+            volumes: VolumesClient::new(channel.clone()).max_decoding_message_size(LARGEST_ANSWER_BYTES),
             networks: NetworksClient::new(channel).max_decoding_message_size(LARGEST_ANSWER_BYTES),
         })
     }

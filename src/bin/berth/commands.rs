@@ -1,6 +1,7 @@
 //! The commands, a file each.
 
 pub(crate) mod attach;
+pub(crate) mod commit;
 pub(crate) mod config;
 pub(crate) mod events;
 pub(crate) mod exec;
@@ -9,14 +10,21 @@ pub(crate) mod images;
 pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod inspect;
+pub(crate) mod login;
+pub(crate) mod logout;
 pub(crate) mod logs;
 pub(crate) mod network;
 pub(crate) mod pods;
 pub(crate) mod ps;
 pub(crate) mod pull;
+pub(crate) mod push;
 pub(crate) mod rm;
 pub(crate) mod rmi;
 pub(crate) mod run;
 pub(crate) mod stats;
 pub(crate) mod stop;
+pub(crate) mod system;
+pub(crate) mod tag;
+pub(crate) mod top;
 pub(crate) mod version;
+pub(crate) mod volume;

@@ -2,7 +2,8 @@
 //!
 //! It speaks the CRI and Berth's own API over the daemon's Unix socket. [`cli`] holds what can be typed, each file under
 //! `commands/` carries out one command, [`options`] reads the values that have a syntax of their own, [`names`] finds
-//! what a person means, [`view`] is what `-o json` prints, [`output`] draws tables, [`logs`] reads CRI log files.
+//! what a person means, [`view`] is what `-o json` prints, [`output`] draws tables, [`logs`] reads CRI log files,
+//! [`credentials`] is what Docker's configuration holds for registries.
 //!
 //! Exit codes: 0 done; 1 it failed; 2 the command line can't be read; and for `run` and `exec` those that people know:
 //! 125 the daemon refused, 126 the command can't be executed, 127 there is no such command, else the command's own.
@@ -10,6 +11,7 @@
 mod cli;
 mod client;
 mod commands;
+mod credentials;
 mod failure;
 mod logs;
 mod names;

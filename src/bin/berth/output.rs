@@ -1,6 +1,7 @@
 //! What goes to standard output: text, JSON and tables. Colours only on a terminal, and not where `NO_COLOR` is set.
 
 pub(crate) mod human;
+pub(crate) mod path;
 pub(crate) mod table;
 
 use std::io::{self, IsTerminal, Write};

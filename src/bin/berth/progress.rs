@@ -1,4 +1,4 @@
-//! How far a pull is: a bar for each layer on a terminal, a line for each change elsewhere. All of it on standard
+//! How far a pull or push is: a bar for each layer on a terminal, a line for each change elsewhere. All of it on standard
 //! error: standard output is for results.
 
 use std::collections::HashMap;
@@ -80,14 +80,16 @@ fn word(stage: Stage) -> &'static str {
         Stage::Downloading => "downloading",
         Stage::Unpacking => "unpacking",
         Stage::Verified => "done",
-        Stage::Exists => "already here",
+        Stage::Exists => "exists already",
+        Stage::Uploading => "uploading",
+        Stage::Mounted => "mounted",
     }
 }
 
 fn new_bar(screen: &MultiProgress, layer: &LayerProgress) -> ProgressBar {
     let bar = screen.add(ProgressBar::new(layer.total));
     let template =
-        "{prefix} {msg:12} [{bar:30}] {decimal_bytes:>10}/{decimal_total_bytes} {decimal_bytes_per_sec}";
+        "{prefix} {msg:14} [{bar:30}] {decimal_bytes:>10}/{decimal_total_bytes} {decimal_bytes_per_sec}";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
@@ -101,14 +103,14 @@ fn draw(bar: &ProgressBar, layer: &LayerProgress) {
     bar.set_length(layer.total.max(layer.offset));
     bar.set_message(word(stage));
     match stage {
-        Stage::Verified | Stage::Exists => close(bar, stage),
+        Stage::Verified | Stage::Exists | Stage::Mounted => close(bar, stage),
         _ => bar.set_position(layer.offset),
     }
 }
 
 /// Makes a bar a line that says how its layer ended.
 fn close(bar: &ProgressBar, stage: Stage) {
-    if let Ok(style) = ProgressStyle::with_template("{prefix} {msg:12} {decimal_total_bytes}") {
+    if let Ok(style) = ProgressStyle::with_template("{prefix} {msg:14} {decimal_total_bytes}") {
         bar.set_style(style);
     }
     bar.set_message(word(stage));
@@ -137,7 +139,7 @@ mod tests {
         }
         assert_eq!(
             lines,
-            ["0123456789ab: downloading 2.5MB", "ffffffffffff: already here", "0123456789ab: done 2.5MB"]
+            ["0123456789ab: downloading 2.5MB", "ffffffffffff: exists already", "0123456789ab: done 2.5MB"]
         );
     }
 

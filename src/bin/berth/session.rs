@@ -7,6 +7,7 @@
 mod keys;
 mod outcome;
 pub(crate) mod terminal;
+mod tls;
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -24,6 +25,7 @@ use tokio_tungstenite::tungstenite::{Error as WebSocketError, Message};
 use self::keys::Detach;
 pub(crate) use self::outcome::Outcome;
 use self::terminal::Terminal;
+pub(crate) use self::tls::TlsOptions;
 
 const PROTOCOL: &str = "v5.channel.k8s.io";
 const STDIN: u8 = 0;
@@ -38,10 +40,15 @@ const CHUNK: usize = 16 << 10;
 /// Status of an outcome: a line of JSON.
 const LONGEST_OUTCOME: usize = 1 << 20;
 
+/// A connection, in the clear or by TLS.
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug> Wire for T {}
+
 /// An open session.
 #[derive(Debug)]
 pub(crate) struct Session {
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<Box<dyn Wire>>,
     /// What came with or before the greeting.
     first: Option<Bytes>,
 }
@@ -134,19 +141,26 @@ impl Session {
     }
 }
 
-async fn connect(url: &str) -> Result<WebSocketStream<TcpStream>> {
-    let mut request = match url.strip_prefix("http://") {
-        Some(rest) => format!("ws://{rest}").into_client_request()?,
-        None => bail!(
-            "it speaks TLS (`[streaming]` in berthd's configuration), and this client does not: use `crictl exec` or \
-             `kubectl exec`"
-        ),
+async fn connect(url: &str) -> Result<WebSocketStream<Box<dyn Wire>>> {
+    let (by_tls, rest) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+        (Some(rest), _) => (false, rest),
+        (_, Some(rest)) => (true, rest),
+        _ => bail!("its address is neither http:// nor https://"),
     };
+    // The handshake is ours: the scheme only says that there is to be one.
+    let mut request = format!("ws://{rest}").into_client_request()?;
     request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
     let authority = request.uri().authority().map(ToString::to_string).unwrap_or_default();
     let stream = TcpStream::connect(&authority).await?;
     // Keys are single bytes: each is to go at once.
     stream.set_nodelay(true)?;
+    let stream: Box<dyn Wire> = match by_tls {
+        true => {
+            let host = request.uri().host().map(ToString::to_string).unwrap_or_default();
+            Box::new(tls::connect(&host, stream).await?)
+        }
+        false => Box::new(stream),
+    };
     let (socket, _) = tokio_tungstenite::client_async(request, stream).await?;
     Ok(socket)
 }

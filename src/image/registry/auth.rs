@@ -149,14 +149,26 @@ pub(crate) async fn answer(
             // A ready token that was refused can't be bettered.
             (Challenge::Bearer { .. }, Secret::Bearer(_)) => return Ok(None),
             (Challenge::Bearer { realm, service, scope, .. }, _) => {
-                let scope = if scope.is_empty() { default_scope } else { scope };
-                let token = fetch(client, realm, service, scope, secret, timeout).await?;
+                let scope = wanted(scope, default_scope);
+                let token = fetch(client, realm, service, &scope, secret, timeout).await?;
                 return bearer(&token).map(Some);
             }
             _ => {}
         }
     }
     Ok(None)
+}
+
+/// The scopes to ask for. Who pushes asks for that from the beginning: the registry's first challenge, to a question, would
+/// give a token for reading only.
+fn wanted(told: &str, ours: &str) -> String {
+    if told.is_empty() {
+        ours.to_owned()
+    } else if ours.ends_with("push") && !told.split(' ').any(|one| one == ours) {
+        format!("{told} {ours}")
+    } else {
+        told.to_owned()
+    }
 }
 
 /// Gets a token: anonymous or with a password by GET, with a refresh token by POST (distribution,
@@ -249,6 +261,16 @@ fn chain(error: &reqwest::Error) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+
+    #[test]
+    fn who_pushes_asks_for_it_at_once() {
+        let (pull, push) = ("repository:a:pull", "repository:a:pull,push");
+        assert_eq!(wanted("", pull), pull);
+        assert_eq!(wanted(pull, push), format!("{pull} {push}"));
+        assert_eq!(wanted(push, push), push);
+        assert_eq!(wanted("repository:b:pull", pull), "repository:b:pull");
+        assert_eq!(wanted("registry:catalog:*", ""), "registry:catalog:*");
+    }
 
     #[test]
     fn credentials_go_where_they_belong() {

@@ -14,6 +14,7 @@ use url::Url;
 use super::auth::{self, Credentials, Secret};
 use super::hosts::{self, Host};
 use super::tls::Clients;
+use super::upload::Content;
 use super::{Error, challenge};
 use crate::image::digest::Digest;
 use crate::image::manifest::{self, MANIFEST_LIMIT};
@@ -46,6 +47,17 @@ pub(crate) struct Session {
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) progress_timeout: Duration,
     pub(super) meter: Option<Pulls>,
+    /// What tokens are asked for when the registry does not say.
+    scope: String,
+}
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Pull,
+    Push,
+    /// Only to see whether credentials are good.
+    Login,
 }
 
 /// A host with what is needed to ask it.
@@ -77,6 +89,7 @@ impl Registry {
         &self,
         reference: &Reference,
         credentials: Option<&Credentials>,
+        purpose: Purpose,
     ) -> Result<Session, Error> {
         let mut endpoints = Vec::new();
         for host in hosts::load(&self.config_path, reference.host(), reference.endpoint())? {
@@ -98,16 +111,26 @@ impl Registry {
             });
         }
         let (progress_timeout, meter) = (self.progress_timeout, self.meter.clone());
-        Ok(Session { reference: reference.clone(), endpoints, progress_timeout, meter })
+        let scope = match purpose {
+            Purpose::Pull => format!("repository:{}:pull", reference.path()),
+            Purpose::Push => format!("repository:{}:pull,push", reference.path()),
+            Purpose::Login => String::new(),
+        };
+        Ok(Session { reference: reference.clone(), endpoints, progress_timeout, meter, scope })
     }
 }
 
 /// What is asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Ask<'a> {
     pub(super) method: Method,
     /// `manifests/<target>` or `blobs/<digest>`.
     pub(super) path: String,
+    /// Where the registry said to go on, instead of the path.
+    pub(super) url: Option<Url>,
+    pub(super) query: Vec<(&'static str, String)>,
+    /// What goes along.
+    pub(super) content: Option<Content>,
     pub(super) accept: Option<&'static str>,
     pub(super) from: Option<u64>,
     /// In words.
@@ -122,8 +145,8 @@ impl Session {
             method: Method::HEAD,
             path: format!("manifests/{}", self.reference.target()),
             accept: Some(manifest::ACCEPT),
-            from: None,
             what: &what,
+            ..Ask::default()
         };
         let mut last = Error::NoHost("resolve tags");
         for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.host.resolve) {
@@ -162,8 +185,8 @@ impl Session {
             method: Method::GET,
             path: format!("manifests/{target}"),
             accept: Some(manifest::ACCEPT),
-            from: None,
             what,
+            ..Ask::default()
         };
         let capable = |endpoint: &&Endpoint| match expected {
             // By digest, whoever gives the content is right.
@@ -278,7 +301,7 @@ impl Session {
     }
 
     /// Asks once, and once more with what a challenge asked for.
-    async fn ask_authorized(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response, Error> {
+    pub(super) async fn ask_authorized(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response, Error> {
         let shown = endpoint.authorization.read().clone();
         let response = self.ask_plainly(endpoint, ask, shown.clone()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
@@ -289,10 +312,14 @@ impl Session {
         let mut now = endpoint.authorization.read().clone();
         if now == shown {
             // Nobody else got one meanwhile.
-            let scope = format!("repository:{}:pull", self.reference.path());
-            let answer =
-                auth::answer(&endpoint.client, &challenges, &endpoint.secret, &scope, self.progress_timeout)
-                    .await?;
+            let answer = auth::answer(
+                &endpoint.client,
+                &challenges,
+                &endpoint.secret,
+                &self.scope,
+                self.progress_timeout,
+            )
+            .await?;
             let Some(answer) = answer else { return Ok(response) };
             *endpoint.authorization.write() = Some(answer.clone());
             now = Some(answer);
@@ -308,11 +335,12 @@ impl Session {
         authorization: Option<HeaderValue>,
     ) -> Result<Response, Error> {
         let base = &endpoint.host.base;
-        let mut url = base.clone();
-        let root = base.path().trim_end_matches('/');
-        url.set_path(&format!("{root}/{}/{}", self.reference.path(), ask.path));
-        if let Some(namespace) = &endpoint.host.namespace {
-            url.query_pairs_mut().append_pair("ns", namespace);
+        let mut url = match &ask.url {
+            Some(url) => url.clone(),
+            None => self.address(endpoint, &ask.path),
+        };
+        for (name, value) in &ask.query {
+            url.query_pairs_mut().append_pair(name, value);
         }
         for _ in 0..REDIRECTS {
             let own = url.origin() == base.origin();
@@ -328,8 +356,16 @@ impl Session {
             {
                 headers.insert(RANGE, value);
             }
-            let request = endpoint.client.request(ask.method.clone(), url.clone()).headers(headers);
-            let response = self.patiently(endpoint, ask.what, request.send()).await?;
+            let mut request = endpoint.client.request(ask.method.clone(), url.clone());
+            if let Some(content) = &ask.content {
+                content.describe(&mut headers);
+                request = request.body(content.body());
+            }
+            let sending = request.headers(headers).send();
+            let response = match &ask.content {
+                Some(content) => self.patiently_sending(endpoint, ask.what, content, sending).await?,
+                None => self.patiently(endpoint, ask.what, sending).await?,
+            };
             let redirects = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
             let Some(target) = response.headers().get(LOCATION).filter(|_| redirects) else {
                 return Ok(response);
@@ -340,8 +376,29 @@ impl Session {
         Err(Error::Redirect { host: endpoint.host.name(), target: String::new(), problem })
     }
 
+    /// Where a path of the repository is.
+    fn address(&self, endpoint: &Endpoint, path: &str) -> Url {
+        let mut url = endpoint.host.base.clone();
+        let root = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&format!("{root}/{}/{path}", self.reference.path()));
+        if let Some(namespace) = &endpoint.host.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        url
+    }
+
+    /// Whether the registry takes the session's credentials: its root says so (distribution-spec, "end-1").
+    pub(crate) async fn check(&self) -> Result<(), Error> {
+        // Mirrors come first; whom the credentials are for is the last.
+        let endpoint = self.endpoints.last().ok_or(Error::NoHost("check credentials"))?;
+        let mut root = endpoint.host.base.clone();
+        root.set_path(&format!("{}/", root.path().trim_end_matches('/')));
+        let ask = Ask { url: Some(root), what: "its API", ..Ask::default() };
+        self.ask(endpoint, &ask).await.map(drop)
+    }
+
     /// An answer that is none, in our words and with the registry's.
-    async fn refusal(&self, endpoint: &Endpoint, ask: &Ask<'_>, response: Response) -> Error {
+    pub(super) async fn refusal(&self, endpoint: &Endpoint, ask: &Ask<'_>, response: Response) -> Error {
         let status = response.status();
         let wait = retry_after(response.headers());
         let (host, what) = (endpoint.host.name(), ask.what.to_owned());
@@ -392,7 +449,7 @@ impl Session {
     }
 }
 
-fn follow(endpoint: &Endpoint, from: &Url, target: &HeaderValue) -> Result<Url, Error> {
+pub(super) fn follow(endpoint: &Endpoint, from: &Url, target: &HeaderValue) -> Result<Url, Error> {
     let shown = String::from_utf8_lossy(target.as_bytes());
     // What follows a question mark may be a signature.
     let shown: String = shown.split('?').next().unwrap_or_default().chars().take(200).collect();
@@ -409,7 +466,7 @@ fn told_digest(headers: &HeaderMap) -> Option<Digest> {
 }
 
 /// Whether trying again may help.
-fn is_passing(status: StatusCode) -> bool {
+pub(super) fn is_passing(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct Host {
     pub(crate) resolve: bool,
     /// May give content.
     pub(crate) pull: bool,
+    /// Takes pushes.
+    pub(crate) push: bool,
     pub(crate) tls: Tls,
     pub(crate) headers: HeaderMap,
     /// What a mirror is told of whom it stands for.
@@ -182,6 +184,7 @@ fn host(address: &str, table: &HostTable, directory: &Path, name: &str) -> Resul
         base,
         resolve: allows("resolve"),
         pull: allows("pull"),
+        push: allows("push"),
         tls: Tls {
             authorities: table.ca.iter().flat_map(|ca| ca.list()).map(|path| directory.join(path)).collect(),
             identities: identities(table.client.as_ref(), directory)?,
@@ -282,7 +285,7 @@ mod tests {
             bases,
             ["https://zebra.test:8443/v2", "http://alpha.test/cache/v2", "https://registry-1.docker.io/v2"]
         );
-        assert!(hosts[0].pull && !hosts[0].resolve);
+        assert!(hosts[0].pull && !hosts[0].resolve && !hosts[0].push && hosts[2].push);
         assert_eq!(hosts[0].namespace.as_deref(), Some("docker.io"));
         assert_eq!(hosts[2].namespace, None);
         let own = root.path().join("docker.io");

@@ -4,7 +4,7 @@ use crate::image::error::Chain;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use reqwest::Response;
 
 use super::client::{Ask, Endpoint};
@@ -84,8 +84,7 @@ impl Session {
         if *at == size {
             return Ok(Ended::Whole);
         }
-        let ask =
-            Ask { method: Method::GET, path: format!("blobs/{digest}"), accept: None, from: Some(*at), what };
+        let ask = Ask { path: format!("blobs/{digest}"), from: Some(*at), what, ..Ask::default() };
         let mut response = self.ask(endpoint, &ask).await?;
         let mut skip = skipped(&response, *at);
         let mut pace = Pace::new(self.progress_timeout);

@@ -69,6 +69,19 @@ impl Store {
         })
     }
 
+    /// Holds large content against its digest; one that is damaged is removed.
+    pub(crate) fn verify_blob(&self, digest: &Digest) -> Result<(), Error> {
+        use sha2::Digest as _;
+        let mut file = self.open_blob(digest)?;
+        let mut hasher = sha2::Sha256::new();
+        io::copy(&mut file, &mut hasher).map_err(Error::io("reading", &self.blob_path(digest)))?;
+        if Digest::from_hasher(hasher) == *digest {
+            return Ok(());
+        }
+        self.drop_blob(digest);
+        Err(Error::Damaged(*digest))
+    }
+
     /// Forgets content that turned out damaged.
     pub(crate) fn drop_blob(&self, digest: &Digest) {
         let path = self.blob_path(digest);

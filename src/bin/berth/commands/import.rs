@@ -27,6 +27,9 @@ pub(crate) struct Import {
     /// The archive; without it, or as -, standard input
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
+    /// The archive, as docker load has it
+    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
+    input: Option<PathBuf>,
     /// Print ids only
     #[arg(short, long)]
     quiet: bool,
@@ -51,7 +54,7 @@ impl Import {
     }
 
     async fn open(&self) -> Result<(String, Pin<Box<dyn AsyncRead + Send>>)> {
-        match &self.file {
+        match self.file.as_ref().or(self.input.as_ref()) {
             Some(path) if path.as_os_str() != "-" => {
                 let file = tokio::fs::File::open(path).await;
                 let file = file.with_context(|| format!("opening {}", path.display()))?;

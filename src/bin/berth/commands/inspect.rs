@@ -7,7 +7,7 @@ use crate::client::Client;
 use crate::commands::ps;
 use crate::failure;
 use crate::names::{Named, Names};
-use crate::output;
+use crate::output::{self, path::Template};
 use crate::view::ContainerView;
 use crate::view::details::{ContainerDetails, Details, ImageDetails, PodDetails};
 
@@ -20,6 +20,9 @@ pub(crate) struct Inspect {
     /// Look only for this kind (else: a container, then a pod, then an image)
     #[arg(short, long = "type", value_enum, value_name = "KIND")]
     kind: Option<Kind>,
+    /// Print parts only, a line for each thing: a path as in .status.state, or text with paths in braces as in '{.id} {.status.state}'
+    #[arg(short, long, value_name = "PATH")]
+    format: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -32,6 +35,7 @@ enum Kind {
 impl Inspect {
     /// Prints a list with what was found; what was not is an error after that.
     pub(crate) async fn execute(self, address: &str) -> Result<u8> {
+        let format = self.format.as_deref().map(Template::parse).transpose().context("--format")?;
         let mut client = Client::connect(address).await?;
         let (mut found, mut failed) = (Vec::new(), Vec::new());
         for name in &self.names {
@@ -40,7 +44,14 @@ impl Inspect {
                 Err(error) => failed.push(error),
             }
         }
-        output::print_json(&found)?;
+        let Some(format) = format else {
+            output::print_json(&found)?;
+            return failure::summary(failed);
+        };
+        for details in &found {
+            let text = format.apply(&serde_json::to_value(details)?).context("--format")?;
+            output::print(&if text.ends_with('\n') { text } else { text + "\n" })?;
+        }
         failure::summary(failed)
     }
 

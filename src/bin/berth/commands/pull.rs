@@ -8,6 +8,7 @@ use clap::Args;
 use tonic::{Code, Status};
 
 use crate::client::{self, Client};
+use crate::credentials;
 use crate::failure::{self, Answer, Refusal};
 use crate::output;
 use crate::progress::Progress;
@@ -28,7 +29,7 @@ pub(crate) struct Pull {
 /// Where and what to pull, for `pull` and `run`.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Source {
-    /// Credentials for the registry (better given in the environment: command lines are visible to all)
+    /// Credentials for the registry, instead of those of `berth login` (better given in the environment: command lines are visible to all)
     #[arg(long, env = "BERTH_CREDS", hide_env_values = true, value_name = "USER:PASSWORD")]
     creds: Option<String>,
     /// Platform, as in linux/arm64/v8, where it is not this machine's
@@ -39,22 +40,39 @@ pub(crate) struct Source {
 impl Pull {
     /// Pulls one after the other; the layers of each in parallel.
     pub(crate) async fn execute(self, address: &str) -> Result<u8> {
-        let auth = self.source.auth()?;
+        self.source.given()?;
         let mut client = Client::connect(address).await?;
         let mut failed = Vec::new();
         for image in &self.images {
-            match fetch(&mut client, image, auth.clone(), &self.source.platform, self.quiet).await {
+            match self.pull(&mut client, image).await {
                 Ok(pulled) => output::print_line(&reference(&pulled))?,
                 Err(error) => failed.push(error),
             }
         }
         failure::summary(failed)
     }
+
+    async fn pull(&self, client: &mut Client, image: &str) -> Result<Image> {
+        let auth = self.source.auth(image).await?;
+        fetch(client, image, auth, &self.source.platform, self.quiet).await
+    }
 }
 
 impl Source {
-    /// The credentials as the CRI passes them.
-    pub(crate) fn auth(&self) -> Result<Option<AuthConfig>> {
+    /// One with these credentials and this machine's platform.
+    pub(crate) fn with(creds: Option<String>) -> Self {
+        Self { creds, ..Self::default() }
+    }
+
+    /// The credentials for an image's registry as the CRI passes them: those given, else those that `login` kept.
+    pub(crate) async fn auth(&self, image: &str) -> Result<Option<AuthConfig>> {
+        match self.given()? {
+            Some(auth) => Ok(Some(auth)),
+            None => credentials::of_image(image).await,
+        }
+    }
+
+    fn given(&self) -> Result<Option<AuthConfig>> {
         let Some(creds) = self.creds.as_deref().filter(|creds| !creds.is_empty()) else { return Ok(None) };
         match creds.split_once(':') {
             Some((username, password)) if !username.is_empty() => Ok(Some(AuthConfig {
@@ -106,7 +124,10 @@ pub(crate) async fn fetch(
         }
     };
     progress.finish(outcome.is_ok() && pulled.is_some());
-    outcome.map_err(Refusal::from).with_context(context)?;
+    outcome
+        .map_err(Refusal::from)
+        .map_err(|refusal| credentials::advise(refusal, image))
+        .with_context(context)?;
     pulled.ok_or_else(|| anyhow!("the daemon ended without an image")).with_context(context)
 }
 
@@ -127,7 +148,7 @@ mod tests {
     use super::*;
 
     fn auth(creds: &str) -> Result<Option<AuthConfig>> {
-        Source { creds: Some(creds.into()), ..Source::default() }.auth()
+        Source { creds: Some(creds.into()), ..Source::default() }.given()
     }
 
     #[test]

@@ -1,18 +1,21 @@
 //! `berth rmi`.
 
 use anyhow::{Context, Result, bail};
+use berth::image::Reference;
+use berth::proto::berth::v1::UntagRequest;
 use berth::proto::runtime::v1::{Container, Image, RemoveImageRequest};
 use clap::Args;
+use tonic::Code;
 
 use crate::client::{self, Client};
-use crate::failure::{self, Answer};
+use crate::failure::{self, Answer, Refusal};
 use crate::names::container_name;
 use crate::output;
 
 /// Options of `rmi`.
 #[derive(Debug, Args)]
 pub(crate) struct Rmi {
-    /// Names, ids, or unique prefixes of ids
+    /// Names, ids, or unique prefixes of ids; of an image with several tags, a tag takes off just that
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
     /// Also when containers were made of it, and no error when it is not there
@@ -36,6 +39,9 @@ impl Rmi {
 
     async fn remove(&self, client: &mut Client, name: &str) -> Result<()> {
         // The CRI takes the removal of what is not there for a success, and does not ask who uses it.
+        if self.untag(client, name).await? {
+            return Ok(());
+        }
         if !self.force {
             let Some(image) = client.image(name).await? else {
                 bail!("no such image: `berth images` lists them");
@@ -50,6 +56,19 @@ impl Rmi {
             .await
             .answer()?;
         Ok(())
+    }
+
+    /// Takes off a tag of an image that has others. `false`: it is none of those, the image itself is meant.
+    async fn untag(&self, client: &mut Client, name: &str) -> Result<bool> {
+        let Some(reference) = name.parse::<Reference>().ok() else { return Ok(false) };
+        match client.transfer.untag(UntagRequest { reference: reference.to_string() }).await.answer() {
+            Ok(_) => Ok(true),
+            Err(Refusal {
+                code: Code::NotFound | Code::FailedPrecondition | Code::Unimplemented | Code::InvalidArgument,
+                ..
+            }) => Ok(false),
+            Err(refusal) => Err(refusal.into()),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) mod settings;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
+use berth::proto::berth::v1::PrepareVolumeRequest;
 use berth::proto::runtime::v1::{CreateContainerRequest, Image, RunPodSandboxRequest, StartContainerRequest};
 use clap::{Args, ValueEnum};
 
@@ -54,7 +55,7 @@ pub(crate) struct Run {
     /// Set variables from a file of NAME=VALUE lines
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
-    /// Show a path of the host in the container
+    /// Show a path of the host, or a volume by its name, in the container
     #[arg(short, long, value_name = "SOURCE:DESTINATION[:OPTIONS]")]
     pub volume: Vec<String>,
     /// Network to join, one for each use: a name, host, none, or name=NAME,ip=ADDRESS,… (else the default network)
@@ -177,11 +178,12 @@ impl Run {
             terminal::check()?;
         }
         duration::parse(&self.stop_timeout).context("--stop-timeout")?;
-        let settings = settings::Settings::read(self)?;
+        let mut settings = settings::Settings::read(self)?;
         let mut client = Client::connect(address).await?;
         let image = self.image(&mut client).await?;
         let name = self.name(&mut client).await?;
         let identity = config::Identity::new(name, &self.log_dir, image)?;
+        volumes(&mut client, &identity.image, &mut settings).await?;
         let mut signals = attend::Signals::listen()?;
         log_dir::create(&identity.log_directory)?;
         let launched =
@@ -202,7 +204,14 @@ impl Run {
                 bail!("image {} is not here, and --pull never says to leave it at that", self.image);
             }
         }
-        pull::fetch(client, &self.image, self.source.auth()?, self.source.platform(), self.quiet).await
+        pull::fetch(
+            client,
+            &self.image,
+            self.source.auth(&self.image).await?,
+            self.source.platform(),
+            self.quiet,
+        )
+        .await
     }
 
     /// A name that nothing else has.
@@ -276,6 +285,19 @@ impl Run {
         let started = client.runtime.start_container(request).await.answer();
         started.map(drop).map_err(|refusal| failed_start(refusal, &launched.name))
     }
+}
+
+/// Has the daemon make and fill volumes, and puts their paths into the mounts.
+async fn volumes(client: &mut Client, image: &Image, settings: &mut settings::Settings) -> Result<()> {
+    for (index, name) in std::mem::take(&mut settings.volumes) {
+        let Some(mount) = settings.mounts.get_mut(index) else { continue };
+        let (image, path) = (image.id.clone(), mount.container_path.clone());
+        let request = PrepareVolumeRequest { name: name.clone(), image, path };
+        let answer = client.volumes.prepare_volume(request).await.answer();
+        let prepared = answer.with_context(|| format!("preparing volume {name}"))?;
+        mount.host_path = prepared.volume.unwrap_or_default().path;
+    }
+    Ok(())
 }
 
 /// The error of a container that could not be made or started, with the exit code that people know for it.

@@ -1,16 +1,23 @@
-//! Host paths in containers: `source:destination[:options]`.
+//! Host paths and volumes in containers: `source:destination[:options]`.
 
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use berth::proto::runtime::v1::{Mount, MountPropagation};
 
+/// A mount, and the volume that is its source where no path is: the path is not known yet then.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Wanted {
+    pub mount: Mount,
+    pub volume: Option<String>,
+}
+
 /// Reads one `-v`. A source that starts with a dot is taken from the directory `here`.
-pub(crate) fn parse(text: &str, here: &Path) -> Result<Mount> {
+pub(crate) fn parse(text: &str, here: &Path) -> Result<Wanted> {
     read(text, here).with_context(|| format!("-v {text}"))
 }
 
-fn read(text: &str, here: &Path) -> Result<Mount> {
+fn read(text: &str, here: &Path) -> Result<Wanted> {
     let mut parts = text.split(':');
     let (source, destination, options) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some(source), Some(destination), options, None) => (source, destination, options.unwrap_or("")),
@@ -19,11 +26,9 @@ fn read(text: &str, here: &Path) -> Result<Mount> {
     if !Path::new(destination).is_absolute() {
         bail!("the destination `{destination}` must be a path from / in the container");
     }
-    let mut mount = Mount {
-        container_path: destination.to_owned(),
-        host_path: host_path(source, here)?,
-        ..Mount::default()
-    };
+    let volume = is_name(source).then(|| source.to_owned());
+    let host_path = if volume.is_some() { String::new() } else { host_path(source, here)? };
+    let mut mount = Mount { container_path: destination.to_owned(), host_path, ..Mount::default() };
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => mount.readonly = true,
@@ -36,7 +41,13 @@ fn read(text: &str, here: &Path) -> Result<Mount> {
             _ => bail!("unknown option `{option}`: there are ro, rro, rw, rprivate, rslave, rshared and z"),
         }
     }
-    Ok(mount)
+    Ok(Wanted { mount, volume })
+}
+
+/// Whether a source is a volume's name: the daemon has the same rule, and the last word.
+fn is_name(source: &str) -> bool {
+    let first = source.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    first && source.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
 fn host_path(source: &str, here: &Path) -> Result<String> {
@@ -46,7 +57,7 @@ fn host_path(source: &str, here: &Path) -> Result<String> {
         Some(Component::RootDir) => path.to_path_buf(),
         Some(Component::CurDir | Component::ParentDir) => absolute(&here.join(path)),
         Some(_) => bail!(
-            "`{source}` would be a named volume, which Berth doesn't have yet: give a path, as in ./{source}"
+            "`{source}` is neither a volume's name (letters, digits, `.`, `_`, `-`) nor a path: write that as in ./{source}"
         ),
     };
     whole
@@ -76,7 +87,15 @@ mod tests {
     use super::*;
 
     fn of(text: &str) -> Result<Mount> {
-        parse(text, Path::new("/home/me/work"))
+        parse(text, Path::new("/home/me/work")).map(|wanted| wanted.mount)
+    }
+
+    #[test]
+    fn names_are_volumes() {
+        let wanted = parse("my-data.1:/data:ro", Path::new("/")).unwrap();
+        assert_eq!(wanted.volume.as_deref(), Some("my-data.1"));
+        assert!(wanted.mount.readonly && wanted.mount.host_path.is_empty());
+        assert_eq!(parse("./data:/data", Path::new("/")).unwrap().volume, None);
     }
 
     #[test]
@@ -112,7 +131,8 @@ mod tests {
             ("/a", "SOURCE:DESTINATION"),
             ("/a:/b:ro:x", "SOURCE:DESTINATION"),
             ("/a:b", "from / in the container"),
-            ("data:/b", "./data"),
+            ("da ta:/b", "./da ta"),
+            ("a/b:/b", "./a/b"),
             (":/b", "source is empty"),
             ("/a:/b:fast", "unknown option `fast`"),
         ] {

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 
 use anyhow::{Context, Result, bail};
-use rustix::termios::{self, OptionalActions, Termios};
+use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -39,6 +39,31 @@ impl Drop for Terminal {
         if let Err(error) = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.before) {
             eprintln!("berth: giving the terminal back: {error}; `reset` mends it");
         }
+    }
+}
+
+/// A terminal that does not show what is typed. Dropping it ends that.
+#[derive(Debug)]
+pub(crate) struct Quiet {
+    before: Termios,
+}
+
+impl Quiet {
+    /// Takes the terminal on standard input.
+    pub(crate) fn new() -> Result<Self> {
+        let before = termios::tcgetattr(io::stdin()).context("reading the terminal's settings")?;
+        let mut quiet = before.clone();
+        quiet.local_modes.remove(LocalModes::ECHO);
+        // The line's end is shown, so that what follows begins on a line of its own.
+        quiet.local_modes.insert(LocalModes::ECHONL);
+        termios::tcsetattr(io::stdin(), OptionalActions::Flush, &quiet).context("setting up the terminal")?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
     }
 }
 

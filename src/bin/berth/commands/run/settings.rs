@@ -14,6 +14,8 @@ use crate::options::{env, name, port, quantity, user, volume};
 pub(crate) struct Settings {
     pub ports: Vec<PortMapping>,
     pub mounts: Vec<Mount>,
+    /// Which of them are of volumes, by name: their path is not known yet.
+    pub volumes: Vec<(usize, String)>,
     pub envs: Vec<KeyValue>,
     pub resources: LinuxContainerResources,
     pub user: user::User,
@@ -45,9 +47,11 @@ impl Settings {
         if host_network && !run.publish.is_empty() {
             bail!("-p has no meaning with --network host: the container's ports are the host's own");
         }
+        let (mounts, volumes) = mounts(&run.volume)?;
         Ok(Self {
             ports: ports(&run.publish)?,
-            mounts: mounts(&run.volume)?,
+            mounts,
+            volumes,
             envs: variables(run)?,
             resources: resources(run)?,
             user: run.user.as_deref().map(user::parse).transpose()?.unwrap_or_default(),
@@ -72,15 +76,23 @@ fn ports(texts: &[String]) -> Result<Vec<PortMapping>> {
     Ok(ports)
 }
 
-fn mounts(texts: &[String]) -> Result<Vec<Mount>> {
+/// Mounts, and which of them are of volumes.
+type Mounts = (Vec<Mount>, Vec<(usize, String)>);
+
+fn mounts(texts: &[String]) -> Result<Mounts> {
     let here = std::env::current_dir().context("finding the current directory")?;
-    let mounts = texts.iter().map(|text| volume::parse(text, &here)).collect::<Result<Vec<_>>>()?;
+    let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
+    for text in texts {
+        let wanted = volume::parse(text, &here)?;
+        volumes.extend(wanted.volume.map(|name| (mounts.len(), name)));
+        mounts.push(wanted.mount);
+    }
     for (index, mount) in mounts.iter().enumerate() {
         if mounts.iter().take(index).any(|other| other.container_path == mount.container_path) {
             bail!("-v: the destination {} is given twice", mount.container_path);
         }
     }
-    Ok(mounts)
+    Ok((mounts, volumes))
 }
 
 fn variables(run: &Run) -> Result<Vec<KeyValue>> {
