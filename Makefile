@@ -82,12 +82,20 @@ conformance: setup build
 
 ## === installing ===
 
+# Where bash, zsh and fish look for completions, below share.
+COMPLETIONS := bash-completion/completions/berth zsh/site-functions/_berth fish/vendor_completions.d/berth.fish
+
 install: release
 	install -D -m 0755 target/release/berthd     $(DESTDIR)$(PREFIX)/bin/berthd
 	install -D -m 0755 target/release/berth      $(DESTDIR)$(PREFIX)/bin/berth
 	install -D -m 0755 target/release/berth-shim $(DESTDIR)$(PREFIX)/bin/berth-shim
 	ln -sf berth-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim-berth-v1
 	install -D -m 0755 target/release/berth-cni  $(DESTDIR)$(PREFIX)/bin/berth-cni
+	target/release/berth man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,$(dir $(COMPLETIONS)))
+	target/release/berth completions bash > $(DESTDIR)$(PREFIX)/share/$(word 1,$(COMPLETIONS))
+	target/release/berth completions zsh  > $(DESTDIR)$(PREFIX)/share/$(word 2,$(COMPLETIONS))
+	target/release/berth completions fish > $(DESTDIR)$(PREFIX)/share/$(word 3,$(COMPLETIONS))
 	[ -e $(DESTDIR)$(SYSCONFDIR)/berth/config.toml ] || { \
 	  mkdir -p $(DESTDIR)$(SYSCONFDIR)/berth/conf.d && \
 	  target/release/berthd config default > $(DESTDIR)$(SYSCONFDIR)/berth/config.toml; }
@@ -97,6 +105,8 @@ install: release
 
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,berthd berth berth-shim berth-cni containerd-shim-berth-v1)
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/berth.1 $(DESTDIR)$(PREFIX)/share/man/man1/berth-*.1
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/,$(COMPLETIONS))
 	rm -f $(DESTDIR)$(UNITDIR)/berth.service
 
 clean:

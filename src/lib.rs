@@ -13,6 +13,7 @@ pub mod events;
 pub mod id;
 pub mod image;
 pub mod meter;
+pub mod node;
 pub mod nri;
 pub mod pod;
 pub mod proto;

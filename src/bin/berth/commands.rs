@@ -2,6 +2,7 @@
 
 pub(crate) mod attach;
 pub(crate) mod commit;
+pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod events;
 pub(crate) mod exec;
@@ -13,7 +14,9 @@ pub(crate) mod inspect;
 pub(crate) mod login;
 pub(crate) mod logout;
 pub(crate) mod logs;
+pub(crate) mod man;
 pub(crate) mod network;
+pub(crate) mod node;
 pub(crate) mod pods;
 pub(crate) mod ps;
 pub(crate) mod pull;
