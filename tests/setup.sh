@@ -40,7 +40,7 @@ toolchain)
     [ "$oldest" = "$floor" ] || { echo "cargo is $version. $advice" >&2; exit 1; }
     ;;
 build)
-    ensure gcc libc6-dev make pkg-config libseccomp-dev protobuf-compiler
+    ensure gcc libc6-dev make pkg-config libseccomp-dev protobuf-compiler libprotobuf-dev
     ;;
 peers)
     ensure docker-registry containerd runc crun containernetworking-plugins iptables busybox-static \

@@ -42,7 +42,7 @@ pub use controller::{Controller, NetworkStatus, Options, PoolStatus, Report};
 pub use definition::NetworkRequest;
 pub use error::{Error, Kind, Result};
 pub use model::{
-    Bandwidth, BridgeOptions, Endpoint, EndpointOptions, Flow, Network, OverlayOptions, PortMapping, Protocol, Sandbox,
-    SandboxSpec, Traffic,
+    Bandwidth, BridgeOptions, Endpoint, EndpointOptions, Flow, Network, OverlayOptions, PortMapping,
+    Protocol, Sandbox, SandboxSpec, Traffic,
 };
 pub use resolver::{Directory, NameCounts, Named, NamedPort, Naming};

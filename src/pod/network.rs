@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use berth_cni::model::NetworkDriver;
-use berth_cni::{Controller, EndpointOptions, Naming, PortMapping, Protocol, SandboxSpec};
+use berth_cni::{EndpointOptions, Naming, PortMapping, Protocol, SandboxSpec};
 use ipnetwork::IpNetwork;
 
 use super::error::Error;

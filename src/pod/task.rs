@@ -282,11 +282,23 @@ impl Task {
     /// Writes a container's record, then answers `reply`: what a caller was told is true after a crash too. That the record
     /// could not be written is not the caller's failure: what it says is then found out at start-up.
     fn write(&mut self, id: &str, reply: Option<Reply<()>>) {
-        let Some(slot) = self.containers.get_mut(id) else { return };
+        let Some(writing) = self.writing(id) else { return };
+        self.job(async move {
+            writing.await;
+            if let Some(reply) = reply {
+                let _ = reply.send(Ok(()));
+            }
+            Done::Recorded
+        });
+    }
+
+    /// Writes a container's record as it is now, unless a later one was written first.
+    fn writing(&mut self, id: &str) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let slot = self.containers.get_mut(id)?;
         slot.version += 1;
         let (record, version, written) = (slot.full_record(), slot.version, Arc::clone(&slot.written));
         let shared = Arc::clone(&self.shared);
-        self.job(async move {
+        Some(async move {
             let mut written = written.lock().await;
             if *written < version {
                 *written = version;
@@ -295,11 +307,7 @@ impl Task {
                     tracing::error!(container = record.id, error, "writing the record");
                 }
             }
-            if let Some(reply) = reply {
-                let _ = reply.send(Ok(()));
-            }
-            Done::Recorded
-        });
+        })
     }
 
     fn not_found(id: &str) -> Error {

@@ -199,12 +199,22 @@ async fn pods_talk_across_hosts(cluster: &mut Cluster) {
     nothing_is_flooded(cluster, &pods[0].1);
     the_way_out_and_in(cluster, &pods[0].1).await;
     names_are_told(cluster, &pods[5].1).await;
+    for name in ["pod00", "pod00.blue", "alias00", &pods[0].1.id[..12]] {
+        eventually("a pod on another host is found by name", || {
+            let found = addresses_of(&pods[4].1.netns, name)?;
+            if found == [pods[0].1.addresses[0]] { Ok(()) } else { Err(format!("{name}: {found:?}")) }
+        });
+    }
     // In use here, in use elsewhere.
     let said = refused(&cluster.hosts[0], &["network", "rm", "blue"]);
     assert!(said.contains("in use by 2 endpoints"), "{said}");
     for (_, pod) in &pods[..2] {
         cluster.hosts[0].remove_pod(&pod.id).await.unwrap();
     }
+    eventually("a pod that is gone is not found", || {
+        let found = addresses_of(&pods[4].1.netns, "pod00")?;
+        if found.is_empty() { Ok(()) } else { Err(format!("{found:?}")) }
+    });
     let said = refused(&cluster.hosts[0], &["network", "rm", "blue"]);
     assert!(said.contains("in use on other hosts"), "{said}");
     // A daemon that dies and returns finds all as it was.
@@ -214,6 +224,32 @@ async fn pods_talk_across_hosts(cluster: &mut Cluster) {
     cluster.hosts[1].ready().await;
     reaches(&pods[2].1.netns, &pods[4].1, 80, "pod20");
     reaches(&pods[4].1.netns, &pods[2].1, 80, "pod10");
+}
+
+/// The IPv4 addresses of a name, as the pod's resolver says (RFC 1035, section 4).
+fn addresses_of(from: &Netns, name: &str) -> Result<Vec<IpAddr>, String> {
+    // One question, recursion desired.
+    let mut question = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        question.push(u8::try_from(label.len()).unwrap());
+        question.extend_from_slice(label.as_bytes());
+    }
+    question.extend_from_slice(&[0, 0, 1, 0, 1]);
+    let answer = from.run(|| {
+        let work = || {
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+            socket.send_to(&question, "127.0.0.11:53")?;
+            let mut buffer = [0; 1500];
+            let length = socket.recv(&mut buffer)?;
+            Ok::<_, std::io::Error>(buffer[..length].to_vec())
+        };
+        work().map_err(|error| format!("asking for {name}: {error}"))
+    })?;
+    let count = usize::from(u16::from_be_bytes([answer[6], answer[7]]));
+    // Each record: a pointer to the name, type A, class IN, time to live, four bytes of address.
+    let records = answer.get(question.len()..).unwrap_or_default().chunks_exact(16).take(count);
+    Ok(records.map(|record| IpAddr::from(<[u8; 4]>::try_from(&record[12..]).unwrap())).collect())
 }
 
 /// What nobody told of is asked of nobody: no entry for unknown receivers, nothing learned.

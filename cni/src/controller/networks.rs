@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Active, Inner, NetworkStatus, PoolStatus};
+use super::{Active, Inner, NetworkStatus, PoolStatus, overlay::NAMES_SOURCE};
 use crate::{
     definition::{NetworkRequest, Surroundings},
     driver,
@@ -281,6 +281,7 @@ impl Inner {
         active.driver.delete_network(&mut self.context(kernel), network)?;
         if let Some(plane) = &self.overlay {
             plane.applied.lock().remove(&network.name);
+            self.resolvers.directory().replace(&network.name, NAMES_SOURCE, Vec::new());
         }
         let tx = self.store.write()?;
         for pool in self.ipam.pools(&tx)?.iter().filter(|pool| pool.network == network.name) {

@@ -17,12 +17,18 @@ use crate::{
     link::{self, vxlan},
     model::{Endpoint, Network, NetworkDriver, OverlayOptions},
     overlay::{Applied, NamesOf, Plane, RemoteEndpoint, Status, network_of, record_of},
+    resolver::{self, Named},
     store::commit,
     worker::Kernel,
 };
 
 pub(super) use transactions::unclaim;
 use transactions::{claim, define, grant, undefine};
+
+/// Before the owners of names that the other hosts told.
+pub(super) const NAMES_SOURCE: &str = "etcd/";
+/// Digits of a sandbox's id that are a name of it, as on its own host.
+const SHORT_ID: usize = 12;
 
 impl Controller {
     /// Begins to take part in overlays; `names` says what a sandbox is called. Call it once, when it is known which sandboxes
@@ -225,6 +231,20 @@ impl Inner {
             .collect())
     }
 
+    /// Lets sandboxes here find those on other hosts by name.
+    fn name_peers(&self, plane: &Plane, network: &str, vni: u32) {
+        let entry = |remote: RemoteEndpoint| {
+            let short = remote.sandbox.get(..SHORT_ID).unwrap_or(&remote.sandbox).to_owned();
+            let names =
+                [remote.names.name, short].into_iter().chain(remote.names.containers).chain(remote.aliases);
+            let names = names.filter(|name| resolver::is_name(name)).collect();
+            let owner = format!("{NAMES_SOURCE}{}/{}", remote.host_address, remote.sandbox);
+            (owner, Named { names, addresses: remote.addresses, ports: Vec::new() })
+        };
+        let entries = plane.remote_endpoints(vni).into_iter().map(entry).collect();
+        self.resolvers.directory().replace(network, NAMES_SOURCE, entries);
+    }
+
     /// Makes the kernel know where the other hosts' addresses are.
     pub(super) fn sync_peers(&self, kernel: &mut Kernel, active: &Active) -> Result<()> {
         let (Some(plane), NetworkDriver::Overlay(options)) = (&self.overlay, &active.network.driver) else {
@@ -238,6 +258,7 @@ impl Inner {
             // Nothing is heard of the others yet: what the kernel knows from before stays.
             return Ok(());
         }
+        self.name_peers(plane, &active.network.name, options.vni);
         let local = self.local_addresses(active)?;
         let mut applied = plane.applied.lock();
         let peers = plane.view.lock().peers(options.vni, &plane.host, &local);

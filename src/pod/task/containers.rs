@@ -192,8 +192,11 @@ impl Task {
                 match (told, self.container_now(id)) {
                     (Some(operation), Some(container)) => {
                         let pod = self.seen();
-                        self.write(id, None);
+                        let writing = self.writing(id);
                         self.job(async move {
+                            if let Some(writing) = writing {
+                                writing.await;
+                            }
                             tell(&*operation, ContainerStep::Started, &pod, &container).await;
                             let _ = reply.send(Ok(()));
                             Done::Recorded

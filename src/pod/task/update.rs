@@ -68,21 +68,21 @@ impl Task {
             return;
         };
         container::merge(&mut Arc::make_mut(&mut slot.config).linux, resources);
-        self.write(id, None);
+        let writing = self.writing(id);
         self.publish();
-        match (operation, self.container_now(id)) {
-            (Some(operation), Some(container)) => {
-                let pod = self.seen();
-                self.job(async move {
-                    tell(&*operation, ContainerStep::Updated, &pod, &container).await;
-                    let _ = reply.send(Ok(()));
-                    Done::Recorded
-                });
+        let told = operation.zip(self.container_now(id));
+        let pod = told.as_ref().map(|_| self.seen());
+        self.job(async move {
+            // What the caller is told is true after a crash too.
+            if let Some(writing) = writing {
+                writing.await;
             }
-            _ => {
-                let _ = reply.send(Ok(()));
+            if let (Some((operation, container)), Some(pod)) = (told, pod) {
+                tell(&*operation, ContainerStep::Updated, &pod, &container).await;
             }
-        }
+            let _ = reply.send(Ok(()));
+            Done::Recorded
+        });
     }
 
     /// The pod's cgroup is its caller's; containers made from now on are told of the new figures in their annotations.
