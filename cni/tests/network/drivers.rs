@@ -405,7 +405,8 @@ fn requests_for_networks_that_make_no_sense_leave_nothing() {
             (gateway("10.99.0.1"), Kind::InvalidArgument, "gateway"),
             (request("red", "", &[], &[("mtu", "70000")]), Kind::InvalidArgument, "mtu"),
             (request("red", "", &[], &[("mtu", "many")]), Kind::InvalidArgument, "mtu"),
-            (request("red", "overlay", &[], &[]), Kind::InvalidArgument, "driver"),
+            (request("red", "weave", &[], &[]), Kind::InvalidArgument, "driver"),
+            (request("red", "overlay", &[], &[]), Kind::FailedPrecondition, "network.etcd.endpoints"),
             (
                 request("red", "", &["10.91.0.0/24", "10.92.0.0/24"], &[]),
                 Kind::InvalidArgument,
