@@ -60,7 +60,8 @@ impl Classify for Error {
             Self::Io { source, .. } => match source.raw_os_error() {
                 // ENOSPC: a cpuset would be left without processors or memory nodes; E2BIG: a list is too long.
                 Some(libc::EINVAL | libc::ERANGE | libc::ENOSPC | libc::E2BIG) => Kind::InvalidArgument,
-                Some(libc::EBUSY) => Kind::FailedPrecondition,
+                // ENOENT, ENODEV: the cgroup ended meanwhile with its container, or this kernel has no such limit.
+                Some(libc::EBUSY | libc::ENOENT | libc::ENODEV) => Kind::FailedPrecondition,
                 _ => Kind::Internal,
             },
         }
@@ -315,4 +316,19 @@ fn is_gone(error: &io::Error) -> bool {
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();
     move |source| Error::Io { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_limit_of_a_cgroup_that_ended_is_no_fault_of_ours() {
+        let gone = tempfile::tempdir().unwrap().path().join("cpu.shares");
+        let error = write(&gone, "2").unwrap_err();
+        assert_eq!(error.kind(), Kind::FailedPrecondition, "{error}");
+        assert!(error.to_string().contains("cpu.shares"), "{error}");
+    }
 }
