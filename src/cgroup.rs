@@ -47,6 +47,11 @@ impl Mode {
         }
     }
 
+    /// Whether any hierarchy is there at all. No container runs without.
+    pub fn is_mounted(self) -> bool {
+        !self.hierarchies().is_empty()
+    }
+
     /// Whether a controller can be used.
     pub fn has_controller(self, name: &str) -> bool {
         let root = Path::new(ROOT);

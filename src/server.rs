@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
 use tower::layer::util::{Identity, Stack};
 
+use crate::cgroup::Mode;
 use crate::config::{Grpc, Runtime, Source};
 use crate::cri::{ImageFace, RuntimeFace};
 use crate::meter::Meter;
@@ -80,6 +81,12 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// No cgroup hierarchy is mounted where everybody looks.
+    #[error(
+        "no cgroup hierarchy is mounted below /sys/fs/cgroup: mount one, or, where a new /sys hides them (`ip netns exec` \
+         makes one), start berthd otherwise (`nsenter --net=/run/netns/NAME berthd`)"
+    )]
+    NoCgroups,
     /// The shim's program is nowhere.
     #[error(
         "berth-shim is neither beside berthd nor in PATH: install it there, or name it with `shim = \"PATH\"`"
@@ -131,6 +138,9 @@ pub async fn run(source: Source, loaded: crate::config::Loaded, telemetry: Telem
     let config = &loaded.config;
     // Handlers first: a signal that comes while pods are recovered must not kill half-way.
     let mut signals = Signals::new()?;
+    if !Mode::detect().is_mounted() {
+        return Err(Error::NoCgroups);
+    }
     make_directory(&config.root, 0o711)?;
     make_directory(&config.state, 0o711)?;
     let _locks = (Lock::take(&config.root)?, Lock::take(&config.state)?);

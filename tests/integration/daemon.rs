@@ -3,9 +3,8 @@
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::process::{Command, Output};
 
-use k8s_cri::v1::{AttachRequest, VersionRequest};
+use k8s_cri::v1::VersionRequest;
 use libtest_mimic::Trial;
-use tonic::Code;
 
 use crate::support::World;
 use crate::support::runtime::binaries;
@@ -15,7 +14,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials![
         socket_mode_and_stale_sockets,
         configuration_on_the_command_line,
-        what_is_not_there_yet_says_so,
+        without_cgroups_it_says_so,
         hang_up_is_survived,
     ]
 }
@@ -65,16 +64,23 @@ async fn configuration_on_the_command_line(world: &mut World) {
     assert!(dump.contains("\"/two\"") && dump.contains("10-root.toml"), "{dump}");
 }
 
-async fn what_is_not_there_yet_says_so(world: &mut World) {
+/// As in the shell of `ip netns exec`, whose new /sys hides what is mounted below it.
+async fn without_cgroups_it_says_so(world: &mut World) {
     if !world.is_berth() {
         return;
     }
-    let request = AttachRequest { container_id: "x".into(), ..Default::default() };
-    if let Err(status) = world.runtime().attach(request).await
-        && status.code() == Code::Unimplemented
-    {
-        assert!(status.message().contains("Attach"), "{status:?}");
-    }
+    let directory = world.run.join("no-cgroups");
+    let place = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", "mount -t tmpfs none /sys/fs/cgroup && exec \"$@\"", "sh"])
+        .arg(binaries().join("berthd"))
+        .args(["--root", &place("root"), "--state", &place("state"), "--address", &place("berth.sock")])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("no cgroup hierarchy is mounted below /sys/fs/cgroup"), "{said}");
+    assert!(!directory.exists(), "it made directories before it looked");
 }
 
 async fn hang_up_is_survived(world: &mut World) {
