@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
+use std::io;
 
 /// What went wrong, as a caller has to react to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +55,17 @@ impl Classify for berth_cni::Error {
             berth_cni::Kind::Internal => Kind::Internal,
         }
     }
+}
+
+/// Whether the system had no more of something: space or inodes (ENOSPC), quota, open files.
+pub fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EMFILE | libc::ENFILE))
+}
+
+/// The same of whatever is behind an error.
+pub fn exhausted(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source())
+        .any(|error| error.downcast_ref::<io::Error>().is_some_and(is_exhausted))
 }
 
 /// The error with its whole chain of sources, joined by `": "`. A source whose text the error before it already ends

@@ -7,11 +7,13 @@
 //!
 //! File format: the 4 bytes `BRT1`, the first 8 bytes of the SHA-256 of the payload, the payload (a protobuf message).
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use prost::Message;
+use rustix::fs::{FallocateFlags, fallocate};
 use sha2::{Digest, Sha256};
 
 const MAGIC: &[u8; 4] = b"BRT1";
@@ -72,7 +74,8 @@ impl Records {
         Ok(Self { directory })
     }
 
-    /// Writes the record of `id`, replacing the one before.
+    /// Writes the record of `id`, replacing the one before. On a full disk it is written over the one before: a pod must be
+    /// stopped and removed there too, or the disk never has space again.
     ///
     /// # Errors
     /// [`Error::Io`] when the file can't be written or renamed: the record before is then still whole.
@@ -81,10 +84,13 @@ impl Records {
         let target = self.directory.join(id);
         let temporary = self.directory.join(format!(".{id}"));
         blocking(move || {
-            fs::write(&temporary, &bytes).map_err(|source| {
+            if let Err(source) = write(&temporary, &bytes) {
                 let _ = fs::remove_file(&temporary);
-                Error::Io { action: "writing", path: temporary.clone(), source }
-            })?;
+                if source.kind() == io::ErrorKind::StorageFull && overwrite(&target, &bytes).is_ok() {
+                    return Ok(());
+                }
+                return Err(Error::Io { action: "writing", path: temporary, source });
+            }
             fs::rename(&temporary, &target).map_err(|source| Error::Io {
                 action: "renaming a record to",
                 path: target,
@@ -134,6 +140,34 @@ impl Records {
         }
         Ok(loaded)
     }
+}
+
+/// Room that a record keeps beyond its end, bytes: what its later versions grow by, the times and the status of its end.
+const SLACK: u64 = 512;
+/// The usual unit of allocation, bytes.
+const BLOCK: u64 = 4096;
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    if length.next_multiple_of(BLOCK) - length < SLACK {
+        // Where a file system can't, it can't.
+        let _ = fallocate(&file, FallocateFlags::KEEP_SIZE, length, SLACK);
+    }
+    Ok(())
+}
+
+/// Writes into the blocks that a file has, when they are enough. A reader may see a part of it until this returns: its checksum
+/// tells.
+fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    let length = u64::try_from(bytes.len()).map_err(io::Error::other)?;
+    if file.metadata()?.blocks().saturating_mul(512) < length {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    file.write_all_at(bytes, 0)?;
+    file.set_len(length)
 }
 
 async fn blocking<T: Send + 'static>(
@@ -188,6 +222,25 @@ mod tests {
         records.remove("a").await.unwrap();
         records.remove("a").await.unwrap();
         assert!(records.load::<PodRecord>().unwrap().records.is_empty());
+    }
+
+    /// What [`Records::put`] does on a full disk.
+    #[test]
+    fn a_record_grows_a_little_in_its_own_blocks() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record");
+        for length in [100, 3500, 4090, 4096, 4100] {
+            write(&path, &vec![1; length]).unwrap();
+            let grown = vec![2; length + 500];
+            overwrite(&path, &grown).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), grown);
+            overwrite(&path, &[3]).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), [3]);
+        }
+        write(&path, &[1; 100]).unwrap();
+        assert!(overwrite(&path, &[2; 40_000]).is_err());
+        assert_eq!(fs::read(&path).unwrap(), [1; 100], "the one before is whole");
+        assert!(overwrite(&directory.path().join("none"), &[1]).is_err());
     }
 
     #[tokio::test]

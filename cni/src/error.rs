@@ -306,6 +306,11 @@ pub enum Error {
     Stopped(&'static str),
 }
 
+/// No space, no inodes, no quota.
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 impl Error {
     /// How the caller should take it.
     #[must_use]
@@ -339,6 +344,10 @@ impl Error {
             Self::PoolExhausted { .. } | Self::NoBlock { .. } => Kind::ResourceExhausted,
             Self::Etcd { .. } => Kind::Unavailable,
             Self::Deadline(_) => Kind::DeadlineExceeded,
+            Self::File { source, .. } if is_exhausted(source) => Kind::ResourceExhausted,
+            Self::Store { source, .. } if matches!(&**source, redb::Error::Io(error) if is_exhausted(error)) => {
+                Kind::ResourceExhausted
+            }
             Self::Kernel { .. }
             | Self::File { .. }
             | Self::Store { .. }

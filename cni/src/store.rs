@@ -16,10 +16,13 @@ use std::{
     fs::{self, File},
     net::IpAddr,
     path::Path,
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use redb::{
-    Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    TransactionError, WriteTransaction,
 };
 
 use crate::{
@@ -43,9 +46,14 @@ pub(crate) fn failed<E: Into<redb::Error>>(action: &'static str) -> impl FnOnce(
 }
 
 /// The open record file.
+///
+/// redb gives a file up for good at its first failed write, as after a full disk. The next change opens it anew: what was
+/// committed is whole, as after a kill.
 #[derive(Debug)]
 pub(crate) struct Store {
-    database: Database,
+    database: Mutex<Arc<Database>>,
+    /// Holds the lock on the file.
+    file: File,
     boot_id: String,
 }
 
@@ -86,10 +94,7 @@ impl Store {
                 source,
             })?;
         }
-        let mut builder = Builder::new();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = builder.create_with_backend(backend::Unsynced(file)).map_err(failed("opening"))?;
-        let store = Self { database, boot_id };
+        let store = Self { database: Mutex::new(Arc::new(database(&file)?)), file, boot_id };
         let tx = store.write()?;
         {
             let mut meta = tx.open_table(META).map_err(failed("opening meta"))?;
@@ -105,13 +110,33 @@ impl Store {
         &self.boot_id
     }
 
+    /// Waits for the change before this one.
     pub(crate) fn write(&self) -> Result<WriteTransaction> {
         // No quick repair: it makes every commit dearer, and walking a file this small after a kill takes milliseconds.
-        self.database.begin_write().map_err(failed("beginning to write"))
+        self.begin("beginning to write", |database| database.begin_write())
     }
 
     pub(crate) fn read(&self) -> Result<ReadTransaction> {
-        self.database.begin_read().map_err(failed("beginning to read"))
+        self.begin("beginning to read", |database| database.begin_read())
+    }
+
+    fn begin<T>(
+        &self,
+        action: &'static str,
+        begin: impl Fn(&Database) -> std::result::Result<T, TransactionError>,
+    ) -> Result<T> {
+        // Not under the lock: who waits for a change to end would keep others from reading.
+        let used = self.database.lock().clone();
+        match begin(&used) {
+            Err(TransactionError::Storage(StorageError::PreviousIo)) => {}
+            result => return result.map_err(failed(action)),
+        }
+        let mut current = self.database.lock();
+        if Arc::ptr_eq(&current, &used) {
+            tracing::warn!("the records' file is opened anew after a failed write");
+            *current = Arc::new(database(&self.file)?);
+        }
+        begin(&current).map_err(failed(action))
     }
 
     pub(crate) fn sandbox(&self, id: &str) -> Result<Option<Sandbox>> {
@@ -134,6 +159,15 @@ impl Store {
             })
             .collect()
     }
+}
+
+/// The database in a locked file, repaired where a write was cut off.
+fn database(file: &File) -> Result<Database> {
+    let again = |source| failed("opening")(redb::Error::Io(source));
+    let file = file.try_clone().map_err(again)?;
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder.create_with_backend(backend::Unsynced(file)).map_err(failed("opening"))
 }
 
 /// Makes the transaction durable.
@@ -239,4 +273,46 @@ pub(crate) fn release_unowned_ports(tx: &WriteTransaction, known: impl Fn(&str) 
         })
         .map_err(failed("releasing ports"))?;
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn a_full_disk_is_survived() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("records.redb");
+        let store = Store::open(&path).unwrap();
+        let put = |key: &str| -> Result<()> {
+            let tx = store.write()?;
+            tx.open_table(META)
+                .map_err(failed("opening meta"))?
+                .insert(key, key)
+                .map_err(failed("writing"))?;
+            commit(tx)
+        };
+        let has = |key: &str| -> Result<bool> {
+            let table = store.read()?.open_table(META).map_err(failed("opening meta"))?;
+            Ok(table.get(key).map_err(failed("reading"))?.is_some())
+        };
+        put("before").unwrap();
+        backend::full::set(true);
+        let error = put("full").unwrap_err();
+        assert_eq!(error.kind(), Kind::ResourceExhausted, "{error:?}");
+        assert!(put("still full").is_err());
+        backend::full::set(false);
+        assert!(has("before").unwrap(), "what was committed can be read before the next change");
+        assert!(!has("full").unwrap());
+        put("after").unwrap();
+        assert!(has("after").unwrap());
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        let table = store.read().unwrap().open_table(META).unwrap();
+        assert!(table.get("before").unwrap().is_some() && table.get("after").unwrap().is_some());
+        assert!(table.get("full").unwrap().is_none());
+    }
 }

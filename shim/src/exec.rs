@@ -209,7 +209,8 @@ fn dress(
     calls: Calls,
     reporter: &Reporter,
 ) -> Result<(), Failure> {
-    let step = |what: &'static str| move |error: &dyn std::error::Error| Failure::doing(what, error);
+    let step =
+        |what: &'static str| move |error: &(dyn std::error::Error + 'static)| Failure::doing(what, error);
     setsid().map_err(|error| step("setsid")(&error))?;
     connect_streams(execution.terminal, execution.stdio, process, reporter)
         .map_err(|error| step("connecting streams")(&error))?;

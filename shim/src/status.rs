@@ -1,5 +1,7 @@
 //! Errors as the shim's clients see them: a ttrpc code and a message.
 
+use std::io;
+
 /// gRPC codes, as ttrpc uses them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
@@ -10,6 +12,8 @@ pub(crate) enum Code {
     NotFound = 5,
     /// There is one already.
     AlreadyExists = 6,
+    /// No space, no inodes, no quota.
+    ResourceExhausted = 8,
     /// Not in this state.
     FailedPrecondition = 9,
     /// Not built.
@@ -24,6 +28,7 @@ impl Code {
             Self::InvalidArgument,
             Self::NotFound,
             Self::AlreadyExists,
+            Self::ResourceExhausted,
             Self::FailedPrecondition,
             Self::Unimplemented,
         ]
@@ -68,8 +73,12 @@ impl Failure {
     }
 
     /// What was tried, and the error with all its causes.
-    pub(crate) fn doing(what: &str, error: &dyn std::error::Error) -> Self {
-        Self::internal(format!("{what}: {}", chain(error)))
+    pub(crate) fn doing(what: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        let full = std::iter::successors(Some(error), |&error| error.source())
+            .filter_map(|error| error.downcast_ref::<io::Error>())
+            .any(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded));
+        let code = if full { Code::ResourceExhausted } else { Code::Internal };
+        Self::new(code, format!("{what}: {}", chain(error)))
     }
 }
 

@@ -30,7 +30,9 @@ fn apply(pid: i32, cgroups: &[PathBuf], resources: &[u8]) -> Result<(), Failure>
         oom_score_adj: None,
         disable_oom_killer: false,
     };
-    let failed = |error: &dyn std::error::Error| Failure::doing("updating the container's resources", error);
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        Failure::doing("updating the container's resources", error)
+    };
     if directory.join("cgroup.controllers").exists() {
         libcgroups::v2::manager::Manager::new(root, relative)
             .map_err(|error| failed(&error))?

@@ -2,7 +2,7 @@
 
 use super::digest::Digest;
 use super::{Platform, manifest, pack, reference, registry, store, transfer, unpack};
-use crate::error::{Classify, Kind};
+use crate::error::{Classify, Kind, exhausted};
 
 /// Why something about images failed.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +118,7 @@ impl Classify for Error {
             Error::NotKept { .. } | Error::LastTag(_) => Kind::FailedPrecondition,
             Error::Registry(error) => error.kind(),
             Error::Platform { .. } | Error::NotFound(_) | Error::LayersGone(_) => Kind::NotFound,
+            Error::Layer { source, .. } if exhausted(source) => Kind::ResourceExhausted,
             Error::Layer { source: unpack::Error::Directory { .. }, .. } | Error::Store(_) => Kind::Internal,
             Error::Layer { source: unpack::Error::Limit(_), .. } | Error::LayerSize { .. } => {
                 Kind::ResourceExhausted

@@ -21,6 +21,7 @@ mod containers;
 mod daemon;
 mod events;
 mod exec_sync;
+mod full_disk;
 mod fuzz;
 mod idempotence;
 mod images;
@@ -79,6 +80,7 @@ fn main() {
             daemon::trials(),
             events::trials(),
             exec_sync::trials(),
+            full_disk::trials(),
             fuzz::trials(),
             idempotence::trials(),
             images::trials(),

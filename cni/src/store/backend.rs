@@ -7,6 +7,8 @@
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 use redb::StorageBackend;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 
 #[derive(Debug)]
 pub(super) struct Unsynced(pub(super) File);
@@ -23,7 +25,17 @@ impl StorageBackend for Unsynced {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        let now = self.len()?;
+        if len <= now {
+            return self.0.set_len(len);
+        }
+        // Room for all of it at once: a page that is there can be written on a full disk too, so that what is recorded can be
+        // taken back.
+        match fallocate(&self.0, FallocateFlags::empty(), now, len - now) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP) => self.0.set_len(len),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -32,7 +44,12 @@ impl StorageBackend for Unsynced {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         #[cfg(test)]
-        counted::add(data.len());
+        {
+            counted::add(data.len());
+            if full::is() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+        }
         self.0.write_all_at(data, offset)
     }
 }
@@ -53,5 +70,23 @@ pub(crate) mod counted {
     /// Operations and bytes since the last call.
     pub(crate) fn take() -> (usize, usize) {
         SO_FAR.with(Cell::take)
+    }
+}
+
+/// A disk that is full for the calling thread.
+#[cfg(test)]
+pub(crate) mod full {
+    use std::cell::Cell;
+
+    thread_local! {
+        static FULL: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(crate) fn set(full: bool) {
+        FULL.with(|cell| cell.set(full));
+    }
+
+    pub(super) fn is() -> bool {
+        FULL.with(Cell::get)
     }
 }
