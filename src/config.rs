@@ -127,6 +127,10 @@ pub struct Config {
     pub shim: Option<PathBuf>,
     /// `default_runtime`: a name that [`Config::runtimes`] has
     pub default_runtime: String,
+    /// `unset_seccomp_profile`
+    pub unset_seccomp_profile: SeccompProfile,
+    /// `selinux`: whether containers get labels where SELinux is on
+    pub selinux: bool,
     /// `[grpc]`
     pub grpc: Grpc,
     /// `[log]`
@@ -147,6 +151,8 @@ pub struct Config {
     pub nri: Nri,
     /// `[runtimes.NAME]`: always holds [`BUILTIN_RUNTIME`]
     pub runtimes: BTreeMap<String, Runtime>,
+    /// What the containers of each get
+    pub runtime_options: BTreeMap<String, RuntimeOptions>,
 }
 
 /// `[grpc]`
@@ -360,6 +366,29 @@ pub struct Nri {
     pub plugin_request_timeout: Duration,
     /// Whether plugins can't connect.
     pub disable_connections: bool,
+}
+
+/// The seccomp profile of containers that name none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SeccompProfile {
+    /// `unconfined`
+    #[default]
+    Unconfined,
+    /// `runtime/default`
+    RuntimeDefault,
+    /// `localhost/` and a path
+    Localhost(PathBuf),
+}
+
+/// What containers of a handler get, whatever runs them: more of `[runtimes.NAME]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeOptions {
+    /// `cgroup_writable`
+    pub cgroup_writable: bool,
+    /// `privileged_without_host_devices`
+    pub privileged_without_host_devices: bool,
+    /// `privileged_without_host_devices_all_devices_allowed`
+    pub all_devices_allowed: bool,
 }
 
 /// `[runtimes.NAME]`

@@ -34,6 +34,7 @@ pub use exec::{ExecOutput, MAX_OUTPUT};
 pub(crate) use exec::{Interactive, Streams, exec_start, exec_sync};
 pub(crate) use exit::{Ended, clean_up, ended_unseen, now, watch};
 pub use refusal::Refusal;
+pub(crate) use relabel::relabel;
 pub(crate) use remove::{end_without_shim, remove, tree as delete_tree};
 pub(crate) use snapshot::Layout;
 pub use snapshot::{ContainerSnapshot, ContainerState};

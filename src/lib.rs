@@ -18,6 +18,7 @@ pub mod nri;
 pub mod pod;
 pub mod proto;
 pub mod recovery;
+pub mod selinux;
 pub mod server;
 pub mod shim;
 pub mod stats;

@@ -5,8 +5,11 @@
 //!   need one of them.
 //! - On cgroup v1 a mount of type `cgroup` becomes one bind mount a hierarchy: libcontainer looks its cgroup up in `/proc` by a
 //!   process id that means another process there when the container joins a PID namespace.
+//! - On cgroup v2 the directories above the container's are made here: one that another container's creation makes meanwhile is an
+//!   error to it. The container's own is left to it, as it passes controllers on only where it makes that.
 //! - Mounts that it can't make as they are asked for are made beforehand (`stage`).
 //! - A container with a user namespace gets the other namespaces as open files: its root may not reach their paths.
+//! - SELinux labels, of which it knows little, become options of mounts and a step of our executor (`selinux`).
 //! - What this kernel refuses (scores, limits) is capped; the working directory is made; HOME is looked up.
 
 use std::fs::{self, File};
@@ -23,6 +26,7 @@ use crate::bundle::state_root;
 use crate::cgroup;
 use crate::cwd;
 use crate::filter::{self, Filter};
+use crate::selinux;
 use crate::stage::{self, Runtime, Stage};
 use crate::status::{Code, Failure};
 use crate::sys;
@@ -37,6 +41,8 @@ pub(crate) struct Restrictions {
     pub(crate) capabilities: Option<LinuxCapabilities>,
     pub(crate) filter: Option<Filter>,
     pub(crate) no_new_privileges: bool,
+    /// The SELinux label of the command.
+    pub(crate) label: Option<String>,
 }
 
 /// What was found out on the way.
@@ -82,17 +88,24 @@ pub(crate) fn spec(
     seccomp_cache: Option<&Path>,
 ) -> Result<Adapted, Failure> {
     check_mounts(&spec, bundle)?;
+    selinux::check(&spec)?;
     let root = spec.root().as_ref().map_or_else(|| bundle.join("rootfs"), |root| bundle.join(root.path()));
     // The systemd driver's form: slice:prefix:name.
     let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
     let uses_systemd =
         cgroups_path.as_ref().is_some_and(|path| !path.is_absolute() && path.to_string_lossy().contains(':'));
-    if let Some(path) = cgroups_path.filter(|path| path.is_absolute() && !cgroup::unified()) {
-        let mounts = cgroup_mounts(spec.mounts().clone().unwrap_or_default(), &path)
-            .map_err(|error| Failure::doing(&format!("making the cgroup {}", path.display()), &error))?;
-        spec.set_mounts(Some(mounts));
+    if let Some(path) = cgroups_path.filter(|path| path.is_absolute()) {
+        let failed =
+            |error: io::Error| Failure::doing(&format!("making the cgroup {}", path.display()), &error);
+        if cgroup::unified() {
+            cgroup::make_parents_unified(&path).map_err(failed)?;
+        } else {
+            let mounts = cgroup_mounts(spec.mounts().clone().unwrap_or_default(), &path).map_err(failed)?;
+            spec.set_mounts(Some(mounts));
+        }
     }
     stage::mounts(&mut spec, bundle, container, stage, Runtime::Libcontainer)?;
+    selinux::label_mounts(&mut spec);
     let mounts = spec.mounts().clone().unwrap_or_default();
     let Some(process) = spec.process_mut().as_mut() else {
         return Err(Failure::new(Code::InvalidArgument, "config.json has no process"));
@@ -103,8 +116,11 @@ pub(crate) fn spec(
     if let Some(limits) = process.rlimits().clone() {
         process.set_rlimits(Some(limits.iter().map(cap_rlimit).collect()));
     }
-    let mut restrictions =
-        Restrictions { no_new_privileges: process.no_new_privileges() == Some(true), ..Default::default() };
+    let mut restrictions = Restrictions {
+        no_new_privileges: process.no_new_privileges() == Some(true),
+        label: process.selinux_label().clone(),
+        ..Default::default()
+    };
     // libcontainer takes "false" for "true" when it decides whether loading the filter is privileged.
     if process.no_new_privileges() == Some(false) {
         process.set_no_new_privileges(None);

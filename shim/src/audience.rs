@@ -82,7 +82,14 @@ impl Audience {
             Origin::Stdout => 1,
             Origin::Stderr => 2,
         };
-        self.members.retain_mut(|member| member.show(kind, data).is_ok());
+        let mut typed = false;
+        self.members.retain_mut(|member| {
+            let stays = member.show(kind, data).is_ok();
+            // Who is found gone here is gone as well as who hangs up.
+            typed |= !stays && member.types;
+            stays
+        });
+        end_input(&mut self.keyboard, typed);
     }
 
     /// The container has ended and printed all: its clients are let go when they have read it.

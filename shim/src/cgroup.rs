@@ -228,6 +228,16 @@ pub(crate) fn unified() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
+/// Makes the directories above `path` in the v2 hierarchy. Others may make the same ones at the same time.
+pub(crate) fn make_parents_unified(path: &Path) -> io::Result<()> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let relative = parent.strip_prefix("/").unwrap_or(parent);
+    for hierarchy in hierarchies()?.into_iter().filter(|hierarchy| hierarchy.unified) {
+        fs::create_dir_all(hierarchy.mount.join(relative))?;
+    }
+    Ok(())
+}
+
 /// Makes the directory `path` in every v1 hierarchy with controllers. Gives each with the name of its mount point; one that is
 /// mounted for several controllers comes once more under each of their names.
 pub(crate) fn make(path: &Path) -> io::Result<Vec<(String, PathBuf)>> {

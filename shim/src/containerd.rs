@@ -249,7 +249,7 @@ pub(crate) fn features() -> serde_json::Value {
             "cgroup": {"v1": true, "v2": true, "systemd": true, "systemdUser": false},
             "seccomp": {"enabled": true},
             "apparmor": {"enabled": true},
-            "selinux": {"enabled": false},
+            "selinux": {"enabled": true},
         },
         "annotations": {"dev.berth.shim.version": env!("CARGO_PKG_VERSION")},
     })

@@ -3,7 +3,7 @@
 //! Order: the cgroup (a directory of the exec's own below the container's in one hierarchy, so that all it starts can be killed
 //! together); limits and score while still in the host's namespaces; all namespaces with one setns on the container's pidfd; a fork
 //! for the PID namespace, as a sibling, so that the process becomes the shim's child; then session, terminal, streams, working
-//! directory, ids, capabilities, AppArmor, no_new_privs, seccomp, exec. The report channel closes with a successful exec; what fails
+//! directory, AppArmor, ids, SELinux, capabilities, no_new_privs, seccomp, exec. The report channel closes with a successful exec; what fails
 //! before is reported over it.
 //!
 //! Not applied to an exec: ioPriority, scheduler, execCPUAffinity.
@@ -244,7 +244,8 @@ fn dress(
         }
     };
     let capabilities = process.capabilities().clone();
-    executor::restrict(&Restrictions { capabilities, filter, no_new_privileges }).map_err(Failure::internal)
+    let label = process.selinux_label().clone();
+    executor::restrict(&Restrictions { capabilities, filter, no_new_privileges, label })
 }
 
 fn set_ids(process: &Process) -> nix::Result<()> {

@@ -19,6 +19,7 @@ use oci_spec::runtime::{Process, Spec};
 
 use crate::adapt::Restrictions;
 use crate::job::Reporter;
+use crate::selinux;
 use crate::status::{Code, Failure};
 use crate::sys;
 
@@ -91,9 +92,16 @@ pub(crate) fn execute(process: &Process, home: Option<&str>) -> (String, i32) {
     (format!("exec: \"{command}\": {error}"), code)
 }
 
-/// Drops capabilities and loads the filter, in the order that each permits: without `no_new_privileges` loading needs a
+/// Sets the SELinux label, drops capabilities and loads the filter, in the order that each permits: without `no_new_privileges` loading needs a
 /// capability, with it the filter comes last so that it need not allow what comes before.
-pub(crate) fn restrict(restrictions: &Restrictions) -> Result<(), String> {
+pub(crate) fn restrict(restrictions: &Restrictions) -> Result<(), Failure> {
+    if let Some(label) = &restrictions.label {
+        selinux::label_exec(label)?;
+    }
+    confine(restrictions).map_err(Failure::internal)
+}
+
+fn confine(restrictions: &Restrictions) -> Result<(), String> {
     let load = || match &restrictions.filter {
         Some(filter) => filter.install().map_err(|error| format!("loading the seccomp filter: {error}")),
         None => Ok(()),
@@ -149,9 +157,9 @@ impl Executor for Command {
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        restrict(&self.restrictions).map_err(|message| {
-            self.reporter.reason(&Failure::internal(message.as_str()));
-            ExecutorValidationError::ArgValidationError(message)
+        restrict(&self.restrictions).map_err(|failure| {
+            self.reporter.reason(&failure);
+            ExecutorValidationError::ArgValidationError(failure.message)
         })?;
         let process = spec.process().as_ref();
         let process = process

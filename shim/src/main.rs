@@ -38,6 +38,7 @@ mod pod_namespaces;
 mod probe;
 mod program;
 mod rootfs;
+mod selinux;
 mod serve;
 mod stage;
 mod status;

@@ -194,6 +194,8 @@ fn unmapped_overlay(options: &[String], target: &Path) -> io::Result<()> {
                     }
                 }
             }
+            // Quotes are for a list of options, where a label's commas would end it.
+            Some((key @ "context", value)) => set(key, value.trim_matches('"'))?,
             Some((key, value)) => set(key, value)?,
             None => match option.as_str() {
                 "ro" => attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY,

@@ -150,6 +150,8 @@ pub(crate) fn mounts(
 ) -> Result<bool, Failure> {
     let root = spec.linux().as_ref().and_then(|linux| linux.rootfs_propagation().clone());
     let root = root.as_deref().map(|name| name.trim_start_matches('r'));
+    let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
+    let label = label.filter(|label| !label.is_empty());
     let mut changed = false;
     let mut list = spec.mounts().clone().unwrap_or_default();
     for mount in &mut list {
@@ -158,7 +160,7 @@ pub(crate) fn mounts(
             Failure::new(Code::FailedPrecondition, format!("{what}: {error}"))
         };
         let path = if mount.typ().as_deref() == Some("overlay") {
-            overlay(mount, stage).map_err(|error| failed(&error))?
+            overlay(mount, stage, label.as_deref()).map_err(|error| failed(&error))?
         } else if is_bind(mount)
             && let Some(source) = mount.source()
         {
@@ -193,10 +195,19 @@ pub(crate) fn mounts(
     Ok(changed)
 }
 
-/// Mounts of kind overlay, whose options are those of mount(2).
-fn overlay(mount: &Mount, stage: &mut Stage) -> io::Result<PathBuf> {
+/// Mounts of kind overlay, whose options are those of mount(2), with the SELinux label of the container's files.
+fn overlay(mount: &Mount, stage: &mut Stage, label: Option<&str>) -> io::Result<PathBuf> {
+    let mut options = mount.options().clone().unwrap_or_default();
+    options.extend(label.map(|label| format!("context=\"{label}\"")));
+    let writable = options.iter().any(|option| option.starts_with("upperdir="));
+    for option in options.iter_mut().filter(|option| option.starts_with("lowerdir=")) {
+        // The kernel stacks two or more.
+        if !writable && !option.contains(':') {
+            option.push_str(&format!(":{}", stage.place(true)?.display()));
+        }
+    }
     let place = stage.place(true)?;
-    rootfs::overlay(mount.options().as_deref().unwrap_or_default(), &place, stage)?;
+    rootfs::overlay(&options, &place, stage)?;
     Ok(place)
 }
 

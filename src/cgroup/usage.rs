@@ -15,7 +15,7 @@ use std::path::Path;
 use super::Mode;
 
 pub use file::Buffer;
-use file::File;
+use file::{File, Setting};
 
 /// Above this a v1 limit is none: the largest number of whole pages, whatever the page size.
 const NO_LIMIT: u64 = 1 << 62;
@@ -202,8 +202,9 @@ impl Meter {
         (usage != Usage::default()).then_some(usage)
     }
 
-    /// That, and what metrics need.
-    pub fn all(&mut self, buffer: &mut Buffer) -> Option<(Usage, Detail)> {
+    /// That, and what metrics need. `first` is the process that was there first: when there is one task alone, it is that
+    /// process.
+    pub fn all(&mut self, buffer: &mut Buffer, first: Option<u32>) -> Option<(Usage, Detail)> {
         let mut detail = Detail::default();
         let usage = match &mut self.files {
             Files::V1(files) => files.usage(buffer),
@@ -213,9 +214,11 @@ impl Meter {
         if usage == Usage::default() {
             return None;
         }
+        // A task is a thread of a process; those below are counted with it.
+        let only = first.filter(|_| usage.tasks == Some(1));
         match &mut self.files {
-            Files::V1(files) => files.detail(buffer, &mut detail),
-            Files::V2(files) => files.detail(buffer, &mut detail),
+            Files::V1(files) => files.detail(buffer, &mut detail, only),
+            Files::V2(files) => files.detail(buffer, &mut detail, only),
         }
         Some((usage, detail))
     }

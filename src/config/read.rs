@@ -12,7 +12,8 @@ use super::reader::{Reader, name_fits};
 use super::settings::Settings;
 use super::{
     BUILTIN_RUNTIME, Bridge, Cgroup, CgroupDriver, Config, Devices, Etcd, Grpc, Images, Listen, Log,
-    LogFormat, Metrics, Network, NetworkMode, NetworkStore, Nri, Runtime, Streaming, StreamingTls,
+    LogFormat, Metrics, Network, NetworkMode, NetworkStore, Nri, Runtime, RuntimeOptions, SeccompProfile,
+    Streaming, StreamingTls,
 };
 
 const MIB: u64 = 1 << 20;
@@ -45,6 +46,8 @@ impl Reader<'_> {
         let cdi_spec_dirs = self.paths("devices.cdi_spec_dirs");
         let nri = self.nri();
         let runtimes = self.runtimes(state.as_deref());
+        let unset_seccomp_profile = self.seccomp_profile("unset_seccomp_profile");
+        let selinux = self.choice("selinux", &[("auto", true), ("off", false)]);
         let default_runtime = self.text("default_runtime");
         if !runtimes.contains_key(&default_runtime) {
             let names: Vec<&str> = runtimes.keys().map(String::as_str).collect();
@@ -64,6 +67,8 @@ impl Reader<'_> {
             state,
             shim,
             default_runtime,
+            unset_seccomp_profile: unset_seccomp_profile?,
+            selinux: selinux?,
             grpc: grpc?,
             log: log?,
             streaming: streaming?,
@@ -73,6 +78,7 @@ impl Reader<'_> {
             network: network?,
             devices: Devices { cdi_spec_dirs },
             nri: nri?,
+            runtime_options: runtimes.keys().map(|name| (name.clone(), self.runtime_options(name))).collect(),
             runtimes,
         })
     }
@@ -368,6 +374,41 @@ impl Reader<'_> {
             }
         }
         runtimes
+    }
+
+    fn seccomp_profile(&self, key: &str) -> Option<SeccompProfile> {
+        match self.text(key).as_str() {
+            "" | "unconfined" => Some(SeccompProfile::Unconfined),
+            "runtime/default" | "docker/default" => Some(SeccompProfile::RuntimeDefault),
+            other => match other.strip_prefix("localhost/") {
+                // Both `localhost//a/b` and `localhost/a/b` are in use.
+                Some(path) => {
+                    let path = format!("/{}", path.trim_start_matches('/'));
+                    self.absolute(key, &path, None).map(SeccompProfile::Localhost)
+                }
+                None => {
+                    self.refuse(
+                        key,
+                        format!(
+                            "{other:?} is none of \"unconfined\", \"runtime/default\", \"localhost/PATH\""
+                        ),
+                    );
+                    None
+                }
+            },
+        }
+    }
+
+    fn runtime_options(&self, name: &str) -> RuntimeOptions {
+        let set = |key: &str| {
+            // A handler that no table names has the defaults.
+            self.boolean(&format!("runtimes.{name}.{key}")).unwrap_or(false)
+        };
+        RuntimeOptions {
+            cgroup_writable: set("cgroup_writable"),
+            privileged_without_host_devices: set("privileged_without_host_devices"),
+            all_devices_allowed: set("privileged_without_host_devices_all_devices_allowed"),
+        }
     }
 
     fn runtime(&self, name: &str, table: &str, state: Option<&Path>) -> Option<Runtime> {

@@ -60,7 +60,7 @@ impl Type {
 
 /// What a section is for, in the order of the default file.
 pub(crate) const SECTIONS: &[(&str, &str)] = &[
-    ("", "Where things live, and which runtime is the default."),
+    ("", "Where things live, which runtime is the default, seccomp, SELinux."),
     ("grpc", "The socket that the kubelet, crictl and berth talk to."),
     ("log", "The daemon's own log, on standard error. On SIGHUP the level is read again."),
     (
@@ -115,6 +115,20 @@ pub(crate) const KEYS: &[Key] = &[
         Type::Text,
         "\"berth\"",
         "The runtime handler of pods that name none; one of [runtimes]."
+    ),
+    key!(
+        "unset_seccomp_profile",
+        Type::Text,
+        "\"unconfined\"",
+        "The seccomp profile of containers that name none: \"unconfined\", \"runtime/default\" (Berth's own), or \"localhost/\" and the \
+     absolute path of a profile. The kubelet names one for every container when its seccompDefault is on."
+    ),
+    key!(
+        "selinux",
+        Type::Choice(&["auto", "off"]),
+        "\"auto\"",
+        "auto: where SELinux is on, containers get the labels that pods ask for, else the policy's own for containers with categories \
+     of their pod's own. off: labels are ignored, containers run under the daemon's."
     ),
     key!(
         "grpc.address",
@@ -406,6 +420,25 @@ pub(crate) const KEYS: &[Key] = &[
         "\"auto\"",
         "Whether a shim's pods begin with a container of their own, in which virtual machines are booted. auto: container, but \
          none for containerd-shim-runc-v2 and containerd-shim-berth-v1, which need none."
+    ),
+    key!(
+        "runtimes.*.cgroup_writable",
+        Type::Boolean,
+        "false",
+        "Containers may make cgroups below their own: /sys/fs/cgroup is writable for those that are not privileged as well. With \
+         cgroup v2 only, where a cgroup namespace keeps the rest out of reach."
+    ),
+    key!(
+        "runtimes.*.privileged_without_host_devices",
+        Type::Boolean,
+        "false",
+        "Privileged containers don't get the host's devices (virtual machines have their own)."
+    ),
+    key!(
+        "runtimes.*.privileged_without_host_devices_all_devices_allowed",
+        Type::Boolean,
+        "false",
+        "With the former: they may use any device that they make or find all the same."
     ),
 ];
 

@@ -249,6 +249,23 @@ fn impossible_runtimes_are_refused() {
 }
 
 #[test]
+fn handlers_say_what_their_containers_get() {
+    let config =
+        load("[runtimes.berth]\ncgroup_writable = true\n[runtimes.k]\npath = \"/k\"").unwrap().config;
+    assert!(config.runtime_options["berth"].cgroup_writable);
+    assert_eq!(config.runtime_options["k"], RuntimeOptions::default());
+    assert_eq!(load("").unwrap().config.runtime_options["berth"], RuntimeOptions::default());
+    refused("[runtimes.berth]\ncgroup_writable = \"yes\"", 2, "true or false");
+    let profile = |text: &str| {
+        load(&format!("unset_seccomp_profile = \"{text}\"")).unwrap().config.unset_seccomp_profile
+    };
+    assert_eq!(profile("runtime/default"), SeccompProfile::RuntimeDefault);
+    assert_eq!(profile("localhost//etc/p.json"), SeccompProfile::Localhost("/etc/p.json".into()));
+    assert_eq!(load("").unwrap().config.unset_seccomp_profile, SeccompProfile::Unconfined);
+    refused("unset_seccomp_profile = \"default\"", 1, "runtime/default");
+}
+
+#[test]
 fn durations_and_sizes_have_units() {
     assert_eq!(value::duration("1h30m").unwrap(), Duration::from_secs(5400));
     assert_eq!(value::duration("500ms").unwrap(), Duration::from_millis(500));

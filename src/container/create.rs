@@ -301,8 +301,10 @@ fn prepare(
     tools.devices.inject(&mut built.spec, named.chain(cdi::annotated(&config.annotations)))?;
     let mount_label = built.spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
     if let Some(label) = &mount_label {
-        for mount in config.mounts.iter().filter(|mount| mount.selinux_relabel) {
-            super::relabel::relabel(Path::new(&mount.host_path), label)?;
+        let asked = config.mounts.iter().filter(|mount| mount.selinux_relabel);
+        let own = volumes.iter().map(|volume| volume.source.as_path());
+        for path in asked.map(|mount| Path::new(&mount.host_path)).chain(own) {
+            super::relabel(path, label)?;
         }
     }
     Ok(Prepared {

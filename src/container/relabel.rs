@@ -21,7 +21,7 @@ const REFUSED: &[&str] = &[
 
 /// Labels `path` and all below it. Symbolic links are labelled themselves, never followed; other file systems below are left
 /// alone where they take no labels.
-pub(super) fn relabel(path: &Path, label: &str) -> Result<(), Error> {
+pub(crate) fn relabel(path: &Path, label: &str) -> Result<(), Error> {
     let failed = |source| Error::Path { action: "giving an SELinux label to", path: path.to_owned(), source };
     let found = path.canonicalize().map_err(failed)?;
     if REFUSED.iter().any(|refused| Path::new(refused) == found) {

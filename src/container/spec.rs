@@ -102,7 +102,7 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, Error> {
     if let Some(maps) = &maps {
         userns::check_user(maps, &user)?;
     }
-    let mut mounts = mounts::build(input, maps.as_ref())?;
+    let mut mounts = mounts::build(input, maps.as_ref(), linux.mount_label().as_deref())?;
     let mut devices = devices::build(input)?;
     if maps.is_some() {
         // Root of a user namespace makes no device nodes.

@@ -9,10 +9,11 @@ use crate::cgroup::usage::{Detail, Pressure, Usage};
 use crate::container::ContainerState;
 use crate::pod::PodSnapshot;
 use crate::proto::metrics::{
-    PodSandboxMetrics, bytes_field, field_length, length_field, number_field, number_field_length,
+    PodSandboxMetrics, bytes_field, field_length, length_field, message_field, number_field,
+    number_field_length,
 };
 use crate::proto::runtime::v1::{LinuxContainerResources, MetricDescriptor};
-use crate::stats::{ContainerReading, Disk, PodReading, Processes, Stats};
+use crate::stats::{ContainerReading, Disk, PodReading, Processes, Sample, Stats};
 
 use families::{Family, *};
 
@@ -50,12 +51,16 @@ mod field {
 
 /// The metrics of a pod and of its running containers.
 pub(crate) fn pod(stats: &Stats, reading: &PodReading, disk: &Disk) -> PodSandboxMetrics {
-    let mut out = Vec::new();
+    /// Some sixty metrics, most of each its labels. Room that is not used is no memory.
+    const CONTAINER: usize = 32 << 10;
+    let mut out = Vec::with_capacity((1 + reading.containers.len()) * CONTAINER);
     bytes_field(&mut out, field::pod::ID, reading.pod.id.as_bytes());
     network(&mut out, reading);
     for container in &reading.containers {
-        if let Some(metrics) = container_metrics(stats, &reading.pod, container, disk) {
-            bytes_field(&mut out, field::pod::CONTAINERS, &metrics);
+        if let Some(sample) = container.sample.as_deref() {
+            message_field(&mut out, field::pod::CONTAINERS, |out| {
+                container_metrics(out, stats, &reading.pod, container, sample, disk);
+            });
         }
     }
     PodSandboxMetrics::written(out)
@@ -140,20 +145,19 @@ fn network(out: &mut Vec<u8>, reading: &PodReading) {
 }
 
 fn container_metrics(
+    out: &mut Vec<u8>,
     stats: &Stats,
     pod: &PodSnapshot,
     reading: &ContainerReading,
+    sample: &Sample,
     disk: &Disk,
-) -> Option<Vec<u8>> {
-    let sample = reading.sample.as_deref()?;
+) {
     let container = &reading.container;
     let config = &container.config;
     let name = config.metadata.as_ref().map_or("", |metadata| &metadata.name);
     let labels = common(pod, name, &container.cgroups_path, &container.image_ref, &container.id);
-    // Some sixty metrics, most of each its labels.
-    let mut out = Vec::with_capacity(32 << 10);
-    bytes_field(&mut out, field::container::ID, container.id.as_bytes());
-    let mut series = Series::new(&mut out, field::container::METRICS, sample.at, labels);
+    bytes_field(out, field::container::ID, container.id.as_bytes());
+    let mut series = Series::new(out, field::container::METRICS, sample.at, labels);
     used(&mut series, &sample.usage);
     if let Some((detail, processes)) = &sample.detail {
         detailed(&mut series, &sample.usage, detail, *processes);
@@ -174,7 +178,6 @@ fn container_metrics(
     if let ContainerState::Running { started_at, .. } = container.state {
         series.push(START_TIME, seconds(started_at));
     }
-    Some(out)
 }
 
 fn used(series: &mut Series<'_>, usage: &Usage) {

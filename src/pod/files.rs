@@ -14,7 +14,8 @@ use crate::proto::runtime::v1::PodSandboxConfig;
 /// Size of a pod's `/dev/shm`, as other runtimes give it.
 const SHM_SIZE: &str = "64m";
 
-/// The state directory of one pod: `ns/`, `shm/`, `hosts`, `hostname`, `resolv.conf`.
+/// The state directory of one pod: `ns/`, `shm/`, `hosts`, `hostname`, `resolv.conf`. What containers see of it has the SELinux
+/// label of the pod's files, where there is one.
 #[derive(Clone, Debug)]
 pub(super) struct Directory(PathBuf);
 
@@ -49,7 +50,12 @@ impl Directory {
     }
 
     /// Makes the directory, the resolver's file, and shared memory where the pod has its own. Blocks.
-    pub(super) fn make(&self, config: &PodSandboxConfig, shm: bool) -> Result<(), Error> {
+    pub(super) fn make(
+        &self,
+        config: &PodSandboxConfig,
+        shm: bool,
+        label: Option<&str>,
+    ) -> Result<(), Error> {
         fs::create_dir_all(&self.0).map_err(file("making the directory", &self.0))?;
         let path = self.resolv_conf();
         // A host without a resolver configuration has none to give.
@@ -57,11 +63,16 @@ impl Directory {
         let text =
             spec::render_resolv_conf(config.dns_config.as_ref(), &of_host).map_err(container::Error::Spec)?;
         fs::write(&path, text).map_err(file("writing", &path))?;
+        give(label, &path)?;
         if shm {
             let path = self.shm();
             fs::create_dir_all(&path).map_err(file("making the directory", &path))?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            let options = format!("mode=1777,size={SHM_SIZE}");
+            let mut options = format!("mode=1777,size={SHM_SIZE}");
+            if let Some(label) = label {
+                // Quoted, as a label has commas.
+                options.push_str(&format!(",context=\"{label}\""));
+            }
             mount(Some("shm"), &path, Some("tmpfs"), flags, Some(options.as_str()))
                 .map_err(|errno| file("mounting shared memory on", &path)(errno.into()))?;
         }
@@ -69,11 +80,18 @@ impl Directory {
     }
 
     /// Writes what depends on the pod's name and addresses. Blocks.
-    pub(super) fn name(&self, hostname: &str, addresses: &[IpAddr]) -> Result<(), Error> {
+    pub(super) fn name(
+        &self,
+        hostname: &str,
+        addresses: &[IpAddr],
+        label: Option<&str>,
+    ) -> Result<(), Error> {
         let hosts = self.hosts();
         fs::write(&hosts, spec::render_hosts(hostname, addresses)).map_err(file("writing", &hosts))?;
+        give(label, &hosts)?;
         let path = self.hostname();
-        fs::write(&path, spec::render_hostname(hostname)).map_err(file("writing", &path))
+        fs::write(&path, spec::render_hostname(hostname)).map_err(file("writing", &path))?;
+        give(label, &path)
     }
 
     /// The resolver configuration that was asked for. Blocks.
@@ -109,6 +127,10 @@ impl Directory {
         }
         container::delete_tree(&self.0).map_err(Error::Container)
     }
+}
+
+fn give(label: Option<&str>, path: &Path) -> Result<(), Error> {
+    label.map_or(Ok(()), |label| container::relabel(path, label).map_err(Error::Container))
 }
 
 fn unmount(path: &Path) -> Result<(), Error> {

@@ -66,10 +66,12 @@ async fn make(
     let directory = Directory::new(&shared.tools.state, &record.id);
     let namespaces = Namespaces::new(directory.namespaces());
     let hostname = hostname(config);
+    let label = files_label(shared, &record.id, config)?;
     let files = {
         let (directory, config, shm) = (directory.clone(), Arc::clone(config), plan.ipc);
+        let label = label.clone();
         async move {
-            tokio::task::spawn_blocking(move || directory.make(&config, shm))
+            tokio::task::spawn_blocking(move || directory.make(&config, shm, label.as_deref()))
                 .await
                 .map_err(|_| Error::ShuttingDown)?
         }
@@ -87,7 +89,7 @@ async fn make(
     record.addresses = addresses.iter().map(ToString::to_string).collect();
     let named = {
         let directory = directory.clone();
-        tokio::task::spawn_blocking(move || directory.name(&hostname, &addresses))
+        tokio::task::spawn_blocking(move || directory.name(&hostname, &addresses, label.as_deref()))
     };
     named.await.map_err(|_| Error::ShuttingDown)??;
     if spec::shares_pid(config) {
@@ -184,6 +186,15 @@ pub(super) fn surroundings(
         resolv_conf: Some(directory.resolv_conf()),
         shm: Some(directory.shm()).filter(|path| path.exists()),
     }
+}
+
+/// The SELinux label of what the pod's containers share.
+fn files_label(shared: &Shared, id: &str, config: &PodSandboxConfig) -> Result<Option<String>, Error> {
+    let Some(host) = &shared.tools.host.selinux else { return Ok(None) };
+    let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let asked = context.and_then(|context| context.selinux_options.as_ref());
+    let labels = host.labels(id, asked, None, false).map_err(spec::Error::Label);
+    Ok(labels.map_err(container::Error::Spec)?.files)
 }
 
 /// Whether the pod's namespaces still stand: not after a reboot.

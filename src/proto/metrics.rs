@@ -59,6 +59,23 @@ pub(crate) fn bytes_field(out: &mut Vec<u8>, tag: u32, value: &[u8]) {
     out.extend_from_slice(value);
 }
 
+/// Writes a message whose length is known when it is written: nothing is copied to where it belongs. The length takes the bytes that
+/// were left for it, more than it may need, which every reader of varints understands.
+pub(crate) fn message_field(out: &mut Vec<u8>, tag: u32, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Seven bits each: 256 MiB.
+    const BYTES: usize = 4;
+    encode_key(tag, WireType::LengthDelimited, out);
+    let place = out.len();
+    out.extend_from_slice(&[0; BYTES]);
+    let begin = out.len();
+    write(out);
+    let length = out.len() - begin;
+    for (index, byte) in out[place..begin].iter_mut().enumerate() {
+        let more = if index + 1 < BYTES { 0x80 } else { 0 };
+        *byte = (length >> (7 * index)).to_le_bytes()[0] & 0x7f | more;
+    }
+}
+
 /// Writes the beginning of a length-delimited field.
 pub(crate) fn length_field(out: &mut Vec<u8>, tag: u32, length: usize) {
     encode_key(tag, WireType::LengthDelimited, out);
@@ -102,6 +119,17 @@ mod tests {
         let mut strange = Vec::new();
         number_field(&mut strange, 9, 5);
         assert_eq!(PodSandboxMetrics::decode(strange.as_slice()).unwrap(), PodSandboxMetrics::default());
+    }
+
+    #[test]
+    fn a_message_is_written_in_place() {
+        for length in [0, 1, 127, 128, 30_000] {
+            let (mut copied, mut placed) = (Vec::new(), Vec::new());
+            bytes_field(&mut copied, 3, &vec![7; length]);
+            message_field(&mut placed, 3, |out| out.extend(vec![7; length]));
+            let read = |bytes: &[u8]| PodSandboxMetrics::decode(bytes).unwrap();
+            assert_eq!(read(&placed), read(&copied), "{length}");
+        }
     }
 
     #[test]

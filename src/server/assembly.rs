@@ -12,8 +12,8 @@ use crate::apparmor;
 use crate::cdi::Registry;
 use crate::cgroup;
 use crate::cni::{self, Cni};
-use crate::config::{CgroupDriver, Config, Etcd, Loaded, NetworkMode, NetworkStore, Runtime};
-use crate::container::spec::{self, HandlerOptions};
+use crate::config::{CgroupDriver, Config, Etcd, Loaded, NetworkMode, NetworkStore, Runtime, SeccompProfile};
+use crate::container::spec::{self, HandlerOptions, SeccompDefault};
 use crate::cri::{Facts, Handler};
 use crate::image::{self, Images, Limits};
 use crate::meter::Meter;
@@ -52,7 +52,7 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     let nri = config.nri.enable.then(|| Nri::new(nri_options(config, options.devices.clone())));
     options.lifecycle = nri.clone().map(|nri| Arc::new(nri) as Arc<dyn Lifecycle>);
     let (naming, mode) = (options.naming.clone(), options.host.cgroup);
-    let facts = facts(loaded, driver, &abilities, options.host.no_user_namespaces.as_deref());
+    let facts = facts(loaded, driver, &abilities, &options.host);
     let pods = Pods::open(options, images.clone(), networks.clone()).map_err(Error::Pods)?;
     recovery::run(&pods, &networks, &cni, &images).await.map_err(Error::Pods)?;
     super::overlay::serve(&pods, &networks);
@@ -178,9 +178,10 @@ fn pod_options(
     cni: Cni,
 ) -> Result<pod::Options, Error> {
     let program = shim_program(config.shim.as_deref())?;
-    let mut host = host();
+    let mut host = host(config.selinux);
     host.no_user_namespaces = shim::user_namespaces(&program, &config.root, &config.state);
     let able = |name: &str| able.get(name).copied().unwrap_or_default();
+    let asked = |name: &str| config.runtime_options.get(name).copied().unwrap_or_default();
     let handlers = config.runtimes.iter().map(|(name, runtime)| crate::container::Handler {
         name: name.clone(),
         backend: match runtime {
@@ -196,7 +197,15 @@ fn pod_options(
         options: HandlerOptions {
             recursive_read_only_mounts: able(name).recursive_read_only_mounts,
             user_namespaces: able(name).user_namespaces,
-            selinux: !matches!(runtime, Runtime::Berth),
+            unset_seccomp_profile: match &config.unset_seccomp_profile {
+                SeccompProfile::Unconfined => SeccompDefault::Unconfined,
+                SeccompProfile::RuntimeDefault => SeccompDefault::RuntimeDefault,
+                SeccompProfile::Localhost(path) => SeccompDefault::Localhost(path.clone()),
+            },
+            stages_images: !matches!(runtime, Runtime::Shim { .. }),
+            cgroup_writable: asked(name).cgroup_writable,
+            privileged_without_host_devices: asked(name).privileged_without_host_devices,
+            privileged_without_host_devices_all_devices_allowed: asked(name).all_devices_allowed,
             ..HandlerOptions::default()
         },
     });
@@ -221,8 +230,9 @@ fn pod_options(
 }
 
 /// The machine's facts, with the AppArmor profile loaded that containers get by default.
-fn host() -> spec::Host {
+fn host(selinux: bool) -> spec::Host {
     let mut host = spec::Host::detect();
+    host.selinux = host.selinux.filter(|_| selinux);
     if host.apparmor {
         if let Err(error) = apparmor::load_default() {
             tracing::warn!(error = crate::error::chain(&error), "the default AppArmor profile");
@@ -248,13 +258,9 @@ fn shim_program(configured: Option<&Path>) -> Result<PathBuf, Error> {
         .ok_or(Error::NoShim)
 }
 
-fn facts(
-    loaded: &Loaded,
-    cgroup_driver: CgroupDriver,
-    able: &Able,
-    no_user_namespaces: Option<&str>,
-) -> Facts {
+fn facts(loaded: &Loaded, cgroup_driver: CgroupDriver, able: &Able, host: &spec::Host) -> Facts {
     let config = &loaded.config;
+    let no_user_namespaces = host.no_user_namespaces.as_deref();
     let bridge = &config.network.bridge;
     Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -270,7 +276,7 @@ fn facts(
             .collect(),
         supplemental_groups_policy: true,
         config: loaded.settings.to_json(),
-        features: super::features::found(no_user_namespaces),
+        features: super::features::found(no_user_namespaces, host.selinux.as_ref()),
         network: serde_json::json!({
             "default": config.network.default,
             "bridge": bridge.name,

@@ -5,13 +5,14 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::cgroup::Mode;
+use crate::selinux::SeLinux;
 
 /// Controllers that containers' limits need.
 const CONTROLLERS: &[&str] =
     &["cpu", "cpuset", "memory", "pids", "io", "blkio", "hugetlb", "devices", "freezer"];
 
 /// Features found, by name. `no_user_namespaces` says why pods can't have them, if so.
-pub(super) fn found(no_user_namespaces: Option<&str>) -> Value {
+pub(super) fn found(no_user_namespaces: Option<&str>, selinux: Option<&SeLinux>) -> Value {
     let mode = Mode::detect();
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
@@ -44,6 +45,7 @@ pub(super) fn found(no_user_namespaces: Option<&str>) -> Value {
         "seccomp": there("/proc/sys/kernel/seccomp/actions_avail"),
         "appArmor": there("/sys/kernel/security/apparmor"),
         "seLinux": there("/sys/fs/selinux/enforce"),
+        "seLinuxLabels": selinux.map_or_else(|| "not given".into(), SeLinux::describe),
     })
 }
 
@@ -62,6 +64,6 @@ mod tests {
         assert_eq!(version("6.12.3-amd64"), (6, 12));
         assert_eq!(version("5.4"), (5, 4));
         assert_eq!(version("odd"), (0, 0));
-        assert!(found(None)["kernel"].is_string());
+        assert!(found(None, None)["kernel"].is_string());
     }
 }

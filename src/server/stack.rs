@@ -1,4 +1,4 @@
-//! The stack of layers around every call, from the outside in: trace, metric, load limit, deadline, panic.
+//! The stack of layers around every call, from the outside in: trace, metric, load limit, deadline, panic, unread.
 //!
 //! Each layer is an [`Around`]: it sees which [`Call`] is made, and the future that makes it. [`Wrap`] puts one around a
 //! service, so that a layer's file holds only what the layer is about.
@@ -9,6 +9,7 @@ mod limit;
 mod metric;
 mod panic;
 mod trace;
+mod unread;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -37,10 +38,16 @@ pub(crate) struct Bounds {
 
 /// The layers, outermost at the end: as `ServiceBuilder` nests them.
 pub(crate) type Layers = Stack<
-    WrapLayer<panic::Panic>,
+    unread::UnreadLayer,
     Stack<
-        WrapLayer<deadline::Deadline>,
-        Stack<WrapLayer<limit::Limit>, Stack<WrapLayer<Metrics>, Stack<WrapLayer<trace::Trace>, Identity>>>,
+        WrapLayer<panic::Panic>,
+        Stack<
+            WrapLayer<deadline::Deadline>,
+            Stack<
+                WrapLayer<limit::Limit>,
+                Stack<WrapLayer<Metrics>, Stack<WrapLayer<trace::Trace>, Identity>>,
+            >,
+        >,
     >,
 >;
 
@@ -52,6 +59,7 @@ pub(crate) fn layers(bounds: Bounds, metrics: Metrics) -> Layers {
         .layer(WrapLayer(limit::Limit::new(bounds.changes, bounds.reads)))
         .layer(WrapLayer(deadline::Deadline(bounds.deadline)))
         .layer(WrapLayer(panic::Panic))
+        .layer(unread::UnreadLayer)
         .into_inner()
 }
 

@@ -146,9 +146,17 @@ async fn empty_lists_and_streams() {
 #[tokio::test]
 async fn large_requests_are_refused() {
     let daemon = Daemon::start(64 << 10).await;
-    let request = VersionRequest { version: "a".repeat(100 << 10) };
-    let status = daemon.runtime().version(request).await.unwrap_err();
-    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    // The second is more than a connection's window: it is refused while the client still sends.
+    for length in [100 << 10, 20 << 20] {
+        for _ in 0..10 {
+            let request = VersionRequest { version: "a".repeat(length) };
+            let status = daemon.runtime().version(request).await.unwrap_err();
+            assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+            assert!(status.message().contains("longer than 65536"), "{status:?}");
+        }
+    }
+    // The connection is good for others.
+    daemon.runtime().version(VersionRequest::default()).await.unwrap();
 }
 
 #[tokio::test]

@@ -135,7 +135,7 @@ impl Entry {
         }
         let (usage, detail) = if depth == Depth::Detail && target.pid != 0 {
             self.detailed = Some(Instant::now());
-            let (usage, detail) = self.meter.all(buffer)?;
+            let (usage, detail) = self.meter.all(buffer, Some(target.pid))?;
             let processes = self.processes.read(target.pid, &detail.processes);
             (usage, Some((detail, processes)))
         } else {

@@ -70,6 +70,11 @@ impl Activity {
         *self.0.lock() = Instant::now();
     }
 
+    /// When that was.
+    pub(super) fn last(&self) -> Instant {
+        *self.0.lock()
+    }
+
     /// Comes back when nothing has moved for `limit`.
     pub(super) async fn idle(&self, limit: Duration) {
         loop {

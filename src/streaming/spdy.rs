@@ -6,6 +6,7 @@
 mod dictionary;
 mod frame;
 mod headers;
+mod queue;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,7 @@ pub(super) const STREAMS_MAX: usize = 2048;
 pub(super) enum Stuck {
     /// The connection waits: its streams are those of one command.
     Waits,
-    /// The stream is reset after a while when there are others, of other connections.
+    /// The stream gets more room, then it is reset: there are others, of other connections.
     IsReset,
 }
 

@@ -43,6 +43,7 @@ mod resources;
 mod restart;
 mod runtimes;
 mod security;
+mod selinux;
 mod shims;
 mod soak;
 mod stats;
@@ -102,6 +103,7 @@ fn main() {
             restart::trials(),
             runtimes::trials(),
             security::trials(),
+            selinux::trials(),
             shims::trials(),
             soak::trials(),
             stats::trials(),

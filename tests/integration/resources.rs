@@ -1,20 +1,44 @@
 //! Limits: what the cgroup says, and what happens at the limit.
 
+use std::path::Path;
+
 use libtest_mimic::Trial;
 
 use crate::support::leaks::hierarchies;
+use crate::support::runtime::Options;
 use crate::support::spec::{ContainerOptions, script};
 use crate::support::{World, container};
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials![
+    let mut list = trials![
         limits_are_in_the_cgroup,
         out_of_memory,
         too_little_memory_to_start,
         oom_score,
         status_shows_resources
-    ]
+    ];
+    let runtimes = "[runtimes.writable]\ntype = \"berth\"\ncgroup_writable = true\n".to_owned();
+    list.extend(trials![options = Options { runtimes, ..Options::default() }; cgroups_of_its_own]);
+    list
+}
+
+/// A handler's containers may make cgroups below their own, with version 2.
+async fn cgroups_of_its_own(world: &mut World) {
+    // With version 1 the hierarchies lie below.
+    const LINE: &str =
+        "cd /sys/fs/cgroup; [ -e cgroup.controllers ] || cd memory; mkdir below && rmdir below && echo made";
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let image = world.image("busybox").await;
+    for (handler, writable) in [("berth", false), ("writable", unified)] {
+        let pod = world.pod(handler);
+        let pod_id = world.run_pod_with(&pod, handler).await.unwrap();
+        let config = script("main", &image, LINE);
+        let id = world.launch(&pod_id, &pod, &config).await.unwrap();
+        world.wait_exit(&id).await;
+        let said = world.log_text(&pod, &config);
+        assert_eq!(said.trim_end() == "made", writable, "{handler}: {said}");
+    }
 }
 
 /// The content of the first of `files` in the container's cgroup (version 1 or 2).

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use k8s_cri::v1::{
     ContainerEventResponse, ContainerEventType, ContainerStats, ContainerStatsFilter, ContainerStatsRequest,
     GetEventsRequest, LinuxContainerResources, ListContainerStatsRequest, ListMetricDescriptorsRequest,
@@ -15,12 +16,14 @@ use tonic::{Code, Status, Streaming};
 use crate::support::World;
 use crate::support::container;
 use crate::support::http;
+use crate::support::measure;
+use crate::support::runtime::Options;
 use crate::support::spec::{ContainerOptions, script};
 use crate::support::world::assert_code;
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials![
+    let mut list = trials![
         a_container_that_works,
         a_pod_and_its_network,
         ended_ones_have_a_layer_only,
@@ -30,7 +33,56 @@ pub(crate) fn trials() -> Vec<Trial> {
         events_end_with_the_daemon,
         new_limits,
         new_limits_before_the_start,
-    ]
+    ];
+    // The promise is for a release build: BERTH_MEASURE=1 BERTH_BIN_DIR=target/release cargo test --test integration scrape
+    if std::env::var_os("BERTH_MEASURE").is_some() {
+        let long = Options { limit: 600, ..Options::default() };
+        list.extend(trials![options = long; a_scrape_of_200_containers]);
+    }
+    list
+}
+
+/// What the daemon spends on one answer, from nothing fresh.
+async fn a_scrape_of_200_containers(world: &mut World) {
+    const PODS: usize = 20;
+    const EACH: usize = 10;
+    const TURNS: u32 = 25;
+    /// Longer than figures are kept.
+    const APART: Duration = Duration::from_millis(1_100);
+    let image = world.image("busybox").await;
+    let starting = futures::stream::iter(0..PODS).map(async |number| {
+        let pod = world.pod(&format!("pod-{number}"));
+        let pod_id = world.run_pod(&pod).await.unwrap();
+        for number in 0..EACH {
+            let config = container(&format!("c{number}"), &image, &["sleep", "100000"]);
+            world.launch(&pod_id, &pod, &config).await.unwrap();
+        }
+    });
+    starting.buffer_unordered(4).collect::<Vec<()>>().await;
+    let daemon = world.daemon.pid();
+    let mut client = world.runtime().max_decoding_message_size(64 << 20);
+    let mut spent = [(); 2].map(|()| Vec::new());
+    for turn in 0..=TURNS {
+        for (which, spent) in spent.iter_mut().enumerate() {
+            tokio::time::sleep(APART).await;
+            let before = measure::time_on_cpu(daemon);
+            if which == 0 {
+                let request = ListContainerStatsRequest::default();
+                let stats = client.list_container_stats(request).await.unwrap().into_inner().stats;
+                assert_eq!(stats.len(), PODS * EACH);
+            } else {
+                let request = ListPodSandboxMetricsRequest::default();
+                client.list_pod_sandbox_metrics(request).await.unwrap();
+            }
+            // The first turn opens the files.
+            if turn > 0 {
+                spent.push((measure::time_on_cpu(daemon) - before).as_secs_f64() * 1e3);
+            }
+        }
+    }
+    let medians = spent.map(|spent| measure::median(&spent));
+    println!("200 containers: statistics {:.2} ms, metrics {:.2} ms of CPU", medians[0], medians[1]);
+    assert!(medians.iter().all(|spent| *spent < 20.0), "{medians:?} ms");
 }
 
 async fn stats(world: &World, id: &str) -> Result<ContainerStats, Status> {

@@ -4,16 +4,17 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use k8s_cri::v1::{NamespaceMode, PodSandboxConfig};
 use libtest_mimic::Trial;
 use nix::sched::{CloneFlags, setns};
 
-use crate::support::World;
 use crate::support::spec::PodOptions;
 use crate::support::streaming::Forward;
 use crate::support::streaming::forward::Pipe;
+use crate::support::{World, patience};
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -25,6 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         large_transfers,
         half_closed_connections,
         a_stuck_connection_does_not_hold_up_others,
+        a_stuck_connection_does_not_hold_up_what_is_opened_behind_it,
         malformed_pairs,
     ]
 }
@@ -243,6 +245,34 @@ async fn a_stuck_connection_does_not_hold_up_others(world: &mut World) {
             .unwrap();
         pipe.input.write(b"after.").await.unwrap();
         pipe.output.until("after.").await;
+    }
+}
+
+/// A connection that nobody reads, alone in its session: what is opened behind its data is served, and none of it is lost.
+async fn a_stuck_connection_does_not_hold_up_what_is_opened_behind_it(world: &mut World) {
+    // More than sockets and a stream's own room hold, less than all that it can get.
+    const LENGTH: usize = 12 << 20;
+    let pod = world.run_pod(&world.pod("behind")).await.unwrap();
+    server(world, Some(&pod), "127.0.0.1:4000", echo);
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let gate = Arc::new(Mutex::new(gate));
+    let (sender, counted) = std::sync::mpsc::channel();
+    server(world, Some(&pod), "127.0.0.1:4001", move |mut stream| {
+        let _ = gate.lock().unwrap().recv();
+        let _ = sender.send(std::io::copy(&mut stream, &mut std::io::sink()).unwrap());
+    });
+    for tunnel in [false, true] {
+        let mut forward = Forward::open(world, &pod, tunnel).await;
+        let stuck = forward.connect(4001).await;
+        let flood = vec![b'x'; LENGTH];
+        tokio::time::timeout(patience(60), stuck.input.write(&flood)).await.expect("it is read").unwrap();
+        let mut pipe = forward.connect(4000).await;
+        pipe.input.write(b"behind.").await.unwrap();
+        assert_eq!(pipe.output.until("behind.").await, "behind.");
+        go.send(()).unwrap();
+        stuck.input.close().await;
+        let count = tokio::task::block_in_place(|| counted.recv_timeout(patience(60)));
+        assert_eq!(count.unwrap(), LENGTH as u64);
     }
 }
 

@@ -4,6 +4,7 @@
 #   image.sh IMAGE KERNEL PROGRAM...    programs lie in the directory of a cargo profile, or in its deps/
 #
 # APPARMOR         directory with apparmor_parser and apparmor.d/ (apparmor.sh)
+# POLICY           binary SELinux policy (selinux.sh)
 # CRITEST, IMAGES  the conformance suite and its registry's content: instead of test programs, berthd alone is named
 set -eu
 image=$1 kernel=$2
@@ -48,7 +49,8 @@ program() {
     done
 }
 
-program docker-registry runc crun containerd ctr containerd-shim-runc-v2 nft ip conntrack skopeo openssl unshare setpriv
+program docker-registry etcd etcdctl runc crun containerd ctr containerd-shim-runc-v2 nft ip conntrack skopeo openssl unshare setpriv
+add /usr/lib/cni/bridge /usr/lib/cni/host-local /usr/lib/cni/portmap /usr/lib/cni/bandwidth /usr/lib/cni/loopback
 # Debug information is of no use there, and large.
 stripped() { # SOURCE TARGET
     add "$1" && rm "$root$1"
@@ -84,6 +86,14 @@ if [ -n "${APPARMOR:-}" ]; then
     (cd "$root" && rmdir -p --ignore-fail-on-non-empty "${APPARMOR#/}"
         # The repository may lie there.
         mkdir -p -m 1777 tmp var/tmp)
+fi
+
+if [ -n "${POLICY:-}" ]; then
+    mkdir -p "$root/etc/selinux/small/contexts"
+    cp "$POLICY" "$root/etc/selinux/policy"
+    printf 'SELINUX=permissive\nSELINUXTYPE=small\n' >"$root/etc/selinux/config"
+    printf 'process = "system_u:system_r:container_t:s0"\nfile = "system_u:object_r:container_file_t:s0"\n' \
+        >"$root/etc/selinux/small/contexts/lxc_contexts"
 fi
 
 # Busybox is everything else; some have a fixed place, as /sbin/modprobe, which the kernel calls.

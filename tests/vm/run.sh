@@ -8,7 +8,9 @@
 # MEMORY  MiB                        (3072)       CPUS   virtual processors (1)
 # CRITEST path of cri-tools' critest: it runs instead of the tests, with the words after it as its options; its report is left
 #         in $WORK/critest.xml
+# SELINUX 1: SELinux with a small policy, permissive, takes the place of AppArmor
 # LIMIT   seconds until it is ended  (7200)       WORK   where it builds    (target/vm)
+# NICE    of the machine (10)
 #
 # Leaves the serial line's text in $WORK/serial.log; exits with the tests' own status, 125 when the machine ended without
 # telling one (a panic, or LIMIT).
@@ -36,16 +38,22 @@ else
 fi
 
 kernel=$("$here/kernel.sh" "$work" "${KERNEL:-linux-image-cloud-amd64}")
-apparmor=$("$here/apparmor.sh" "$work")
+apparmor='' policy='' security='apparmor=1 security=apparmor'
+if [ -n "${SELINUX:-}" ]; then
+    policy=$("$here/selinux.sh" "$work")
+    security='selinux=1 security=selinux enforcing=0'
+else
+    apparmor=$("$here/apparmor.sh" "$work")
+fi
 # shellcheck disable=SC2086 # a list of paths without blanks
-APPARMOR=$apparmor "$here/image.sh" "$work/initramfs" "$kernel" $programs
+APPARMOR=$apparmor POLICY=$policy "$here/image.sh" "$work/initramfs" "$kernel" $programs
 
 # The kernel hands init what follows `--`, word by word.
-timeout --foreground -k 5 "$limit" nice -n 10 qemu-system-x86_64 \
+timeout --foreground -k 5 "$limit" nice -n ${NICE:-10} qemu-system-x86_64 \
     -machine q35 -accel tcg,tb-size=512 -cpu max -smp "${CPUS:-1}" -m "${MEMORY:-3072}" \
     -nodefaults -no-user-config -no-reboot -display none -serial stdio \
     -kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
-    -append "console=ttyS0 loglevel=1 panic=-1 apparmor=1 security=apparmor rdinit=/init -- $*" \
+    -append "console=ttyS0 loglevel=1 panic=-1 $security rdinit=/init -- $*" \
     </dev/null 2>"$work/qemu.log" | sed -u 's/\r//g' | tee "$work/serial.log" || true
 sed -n '/^critest.xml.gz.base64$/,/^end of critest.xml$/p' "$work/serial.log" | sed '1d;$d' | base64 -d 2>/dev/null |
     gzip -d >"$work/critest.xml.new" 2>/dev/null || true

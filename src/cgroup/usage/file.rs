@@ -103,6 +103,34 @@ impl File {
     }
 }
 
+/// A file with a number that somebody sets: it changes rarely, and is read that often.
+#[derive(Debug)]
+pub(super) struct Setting {
+    file: File,
+    kept: Option<(Instant, Option<u64>)>,
+}
+
+/// How long such a number is good for.
+const SETTING: Duration = Duration::from_secs(30);
+
+impl Setting {
+    pub(super) fn new(directory: &Path, name: &str) -> Self {
+        Self { file: File::new(directory, name), kept: None }
+    }
+
+    /// The number, if there is such a file and it is one.
+    pub(super) fn number(&mut self, buffer: &mut Buffer) -> Option<u64> {
+        match self.kept {
+            Some((at, number)) if at.elapsed() < SETTING => number,
+            _ => {
+                let number = self.file.number_if_any(buffer);
+                self.kept = Some((Instant::now(), number));
+                number
+            }
+        }
+    }
+}
+
 /// Where files are read into.
 #[derive(Debug)]
 pub struct Buffer(Vec<u8>);

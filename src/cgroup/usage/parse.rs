@@ -8,8 +8,13 @@ pub(super) fn number(text: &str) -> Option<u64> {
 }
 
 /// Calls for each line `key value`.
-pub(super) fn pairs<'a>(text: &'a str, mut each: impl FnMut(&'a str, u64)) {
-    for line in text.lines() {
+pub(super) fn pairs<'a>(text: &'a str, each: impl FnMut(&'a str, u64)) {
+    pairs_of(text, |_| true, each);
+}
+
+/// The same for lines that begin as they should: the others are not looked at further.
+pub(super) fn pairs_of<'a>(text: &'a str, counts: impl Fn(&str) -> bool, mut each: impl FnMut(&'a str, u64)) {
+    for line in text.lines().filter(|line| counts(line)) {
         if let Some((key, value)) = line.split_once(' ')
             && let Ok(value) = value.trim().parse()
         {

@@ -17,8 +17,7 @@ fn v1(root: &Path, at: &str) {
         &root.join("cpuacct").join(at),
         &[
             ("cpuacct.usage", "8215374021\n"),
-            ("cpuacct.usage_user", "6100000000\n"),
-            ("cpuacct.usage_sys", "2115374021\n"),
+            ("cpuacct.stat", "user 610\nsystem 211\n"),
             ("cgroup.procs", "4711\n4712\n"),
         ],
     );
@@ -137,7 +136,7 @@ fn both_versions_say_the_same() {
     assert!((pressure.some.average_10 - 1.5).abs() < f64::EPSILON);
     assert_eq!(second.io_pressure.unwrap().full.total_microseconds, 8);
 
-    let all = |meter: &mut Meter, buffer: &mut Buffer| meter.all(buffer).unwrap().1;
+    let all = |meter: &mut Meter, buffer: &mut Buffer| meter.all(buffer, None).unwrap().1;
     let (first, second) = (all(&mut one, &mut buffer), all(&mut two, &mut buffer));
     assert_eq!(first.processes, [4711, 4712]);
     assert_eq!(second.processes, [4711, 4712]);
@@ -158,6 +157,20 @@ fn both_versions_say_the_same() {
     }
 }
 
+/// A container of one task has the process that it began with: no list is asked for.
+#[test]
+fn one_task_is_the_first_process() {
+    let root = tempfile::tempdir().unwrap();
+    v2(root.path(), "pod/one");
+    std::fs::write(root.path().join("pod/one/pids.current"), "1\n").unwrap();
+    let (mut meter, mut buffer) =
+        (Meter::below(root.path(), Mode::Unified, Path::new("/pod/one")), Buffer::default());
+    assert_eq!(meter.all(&mut buffer, Some(99)).unwrap().1.processes, [99]);
+    assert_eq!(meter.all(&mut buffer, None).unwrap().1.processes, [4711, 4712]);
+    std::fs::write(root.path().join("pod/one/pids.current"), "2\n").unwrap();
+    assert_eq!(meter.all(&mut buffer, Some(99)).unwrap().1.processes, [4711, 4712]);
+}
+
 #[test]
 fn what_is_gone_has_no_usage() {
     let root = tempfile::tempdir().unwrap();
@@ -166,7 +179,7 @@ fn what_is_gone_has_no_usage() {
         let mut meter = Meter::below(root.path(), mode, Path::new("/gone"));
         assert_eq!(meter.usage(&mut buffer), None);
         assert_eq!(meter.cpu_nanoseconds(&mut buffer), None);
-        assert_eq!(meter.all(&mut buffer), None);
+        assert_eq!(meter.all(&mut buffer, None), None);
     }
 }
 
@@ -177,7 +190,7 @@ fn files_larger_than_the_buffer_are_read_whole() {
     let pids: String = (1..=10_000).map(|pid| format!("{pid}\n")).collect();
     std::fs::write(root.path().join("c/cgroup.procs"), pids).unwrap();
     let mut meter = Meter::below(root.path(), Mode::Unified, Path::new("c"));
-    assert_eq!(meter.all(&mut Buffer::default()).unwrap().1.processes.len(), MAX_PROCESSES);
+    assert_eq!(meter.all(&mut Buffer::default(), None).unwrap().1.processes.len(), MAX_PROCESSES);
 }
 
 #[test]
@@ -211,7 +224,7 @@ fn cost() {
         let found = meters.iter_mut().filter_map(|meter| meter.usage(&mut buffer)).count();
         let usage = time() - began;
         let began = time();
-        let all = meters.iter_mut().filter_map(|meter| meter.all(&mut buffer)).count();
+        let all = meters.iter_mut().filter_map(|meter| meter.all(&mut buffer, None)).count();
         println!("{found} cgroups: usage {usage:?}, all {:?} ({all})", time() - began);
     }
     crate::cgroup::Cgroup::new(mode, Path::new(&parent)).remove().unwrap();
@@ -229,12 +242,12 @@ fn a_cgroup_made_anew_is_read_anew() {
     }
     let (mut meter, mut buffer) = (Meter::new(mode, cgroup.path()), Buffer::default());
     for _ in 0..2 {
-        assert!(meter.usage(&mut buffer).is_some() && meter.all(&mut buffer).is_some());
+        assert!(meter.usage(&mut buffer).is_some() && meter.all(&mut buffer, None).is_some());
     }
     cgroup.remove().unwrap();
-    assert_eq!((meter.usage(&mut buffer), meter.all(&mut buffer)), (None, None));
+    assert_eq!((meter.usage(&mut buffer), meter.all(&mut buffer, None)), (None, None));
     cgroup.create().unwrap();
-    let anew = (meter.usage(&mut buffer).is_some(), meter.all(&mut buffer).is_some());
+    let anew = (meter.usage(&mut buffer).is_some(), meter.all(&mut buffer, None).is_some());
     cgroup.remove().unwrap();
     assert_eq!(anew, (true, true));
 }

@@ -3,7 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Buffer, Detail, File, HugePages, Memory, NO_LIMIT, Usage, parse, processes};
+use super::{Buffer, Detail, File, HugePages, Memory, NO_LIMIT, Setting, Usage, parse, processes};
+
+/// Nanoseconds of a tick, of which there are 100 a second on every architecture that we build for (`USER_HZ`).
+const TICK: u64 = 10_000_000;
 
 #[derive(Debug)]
 pub(super) struct Files {
@@ -20,15 +23,15 @@ pub(super) struct Files {
 #[derive(Debug)]
 pub(super) struct Details {
     cpuacct: PathBuf,
-    user: File,
-    system: File,
+    /// User and system time in one file, though in ticks only: metrics are whole seconds.
+    times: File,
     cpu_stat: File,
     memory_peak: File,
     limit_hits: File,
     kernel_memory: File,
-    soft_limit: File,
+    soft_limit: Setting,
     oom_control: File,
-    tasks_limit: File,
+    tasks_limit: Setting,
     processes: File,
     /// Bytes, then operations.
     blkio: [File; 2],
@@ -46,15 +49,14 @@ impl Details {
             (size.as_str(), file("usage_in_bytes"), file("max_usage_in_bytes"))
         });
         Self {
-            user: File::new(&cpuacct, "cpuacct.usage_user"),
-            system: File::new(&cpuacct, "cpuacct.usage_sys"),
+            times: File::new(&cpuacct, "cpuacct.stat"),
             cpu_stat: File::new(&directory("cpu"), "cpu.stat"),
             memory_peak: File::new(&memory, "memory.max_usage_in_bytes"),
             limit_hits: File::new(&memory, "memory.failcnt"),
             kernel_memory: File::new(&memory, "memory.kmem.usage_in_bytes"),
-            soft_limit: File::new(&memory, "memory.soft_limit_in_bytes"),
+            soft_limit: Setting::new(&memory, "memory.soft_limit_in_bytes"),
             oom_control: File::new(&memory, "memory.oom_control"),
-            tasks_limit: File::new(&pids, "pids.max"),
+            tasks_limit: Setting::new(&pids, "pids.max"),
             processes: File::new(&cpuacct, "cgroup.procs"),
             blkio: ["io_service_bytes", "io_serviced"]
                 .map(|what| File::new(&blkio, &format!("blkio.throttle.{what}_recursive"))),
@@ -96,7 +98,9 @@ impl Files {
         let mut memory = Memory { usage: self.memory_usage.number(buffer)?, ..Memory::default() };
         let (mut limit, mut sum_limit) = (None, None);
         let limited = |value: u64| Some(value).filter(|value| *value < NO_LIMIT);
-        parse::pairs(self.memory_stat.read(buffer)?, |key, value| match key {
+        // Half of the lines are of the cgroup alone.
+        let counts = |key: &str| key.starts_with("total_") || key.starts_with("hierarchical_");
+        parse::pairs_of(self.memory_stat.read(buffer)?, counts, |key, value| match key {
             "hierarchical_memory_limit" => limit = limited(value),
             "hierarchical_memsw_limit" => sum_limit = limited(value),
             "total_cache" => memory.cache = value,
@@ -115,11 +119,17 @@ impl Files {
         Some(memory)
     }
 
-    pub(super) fn detail(&mut self, buffer: &mut Buffer, detail: &mut Detail) {
+    /// `only` is the one process that there is, if that is known.
+    pub(super) fn detail(&mut self, buffer: &mut Buffer, detail: &mut Detail, only: Option<u32>) {
         let Self { root, at, details, .. } = self;
         let files = &mut **details.get_or_insert_with(|| Box::new(Details::new(root, at)));
-        detail.cpu_user_nanoseconds = files.user.number(buffer).unwrap_or(0);
-        detail.cpu_system_nanoseconds = files.system.number(buffer).unwrap_or(0);
+        if let Some(text) = files.times.read(buffer) {
+            parse::pairs(text, |key, value| match key {
+                "user" => detail.cpu_user_nanoseconds = value.saturating_mul(TICK),
+                "system" => detail.cpu_system_nanoseconds = value.saturating_mul(TICK),
+                _ => {}
+            });
+        }
         if let Some(text) = files.cpu_stat.read(buffer) {
             parse::pairs(text, |key, value| match key {
                 "nr_periods" => detail.periods = value,
@@ -131,7 +141,7 @@ impl Files {
         detail.memory_peak = files.memory_peak.number(buffer).unwrap_or(0);
         detail.memory_limit_hits = files.limit_hits.number(buffer).unwrap_or(0);
         detail.kernel_memory = files.kernel_memory.number_if_any(buffer).unwrap_or(0);
-        detail.memory_reservation = files.soft_limit.number_if_any(buffer).filter(|limit| *limit < NO_LIMIT);
+        detail.memory_reservation = files.soft_limit.number(buffer).filter(|limit| *limit < NO_LIMIT);
         if let Some(text) = files.oom_control.read(buffer) {
             parse::pairs(text, |key, value| {
                 if key == "oom_kill" {
@@ -140,7 +150,10 @@ impl Files {
             });
         }
         detail.tasks_limit = files.tasks_limit.number(buffer);
-        processes(&files.cpuacct, &mut files.processes, buffer, &mut detail.processes);
+        match only {
+            Some(pid) => detail.processes.push(pid),
+            None => processes(&files.cpuacct, &mut files.processes, buffer, &mut detail.processes),
+        }
         for (file, bytes) in files.blkio.iter_mut().zip([true, false]) {
             if let Some(text) = file.read_if_any(buffer) {
                 devices(text, bytes, detail);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::{Buffer, Detail, File, HugePages, Memory, Pressure, Usage, parse, processes};
+use super::{Buffer, Detail, File, HugePages, Memory, Pressure, Setting, Usage, parse, processes};
 
 #[derive(Debug)]
 pub(super) struct Files {
@@ -26,7 +26,7 @@ pub(super) struct Details {
     memory_peak: File,
     memory_low: File,
     memory_events: File,
-    tasks_limit: File,
+    tasks_limit: Setting,
     processes: File,
     io_stat: File,
     huge_pages: Vec<(&'static str, File)>,
@@ -40,7 +40,7 @@ impl Details {
             memory_peak: file("memory.peak"),
             memory_low: file("memory.low"),
             memory_events: file("memory.events"),
-            tasks_limit: file("pids.max"),
+            tasks_limit: Setting::new(directory, "pids.max"),
             processes: file("cgroup.procs"),
             io_stat: file("io.stat"),
             huge_pages: sizes.collect(),
@@ -151,8 +151,8 @@ impl Files {
         Some(memory)
     }
 
-    /// The rest of what metrics need.
-    pub(super) fn detail(&mut self, buffer: &mut Buffer, detail: &mut Detail) {
+    /// The rest of what metrics need. `only` is the one process that there is, if that is known.
+    pub(super) fn detail(&mut self, buffer: &mut Buffer, detail: &mut Detail, only: Option<u32>) {
         let Self { directory, details, .. } = self;
         let files = &mut **details.get_or_insert_with(|| Box::new(Details::new(directory)));
         detail.memory_peak = files.memory_peak.number_if_any(buffer).unwrap_or(0);
@@ -164,8 +164,11 @@ impl Files {
                 _ => {}
             });
         }
-        detail.tasks_limit = files.tasks_limit.number_if_any(buffer);
-        processes(directory, &mut files.processes, buffer, &mut detail.processes);
+        detail.tasks_limit = files.tasks_limit.number(buffer);
+        match only {
+            Some(pid) => detail.processes.push(pid),
+            None => processes(directory, &mut files.processes, buffer, &mut detail.processes),
+        }
         if let Some(text) = files.io_stat.read_if_any(buffer) {
             devices(text, detail);
         }

@@ -4,8 +4,8 @@ use toml::{Table, Value};
 
 use super::rule::Outcome::{Appends, Becomes, Missing, Needless, Part};
 use super::rule::{
-    Rule, downloads, duration, level, listed, message_size, negated, no_devices, paths, rule, same, switch,
-    systemd,
+    Rule, auto_or_off, downloads, duration, level, listed, message_size, negated, no_devices, paths, rule,
+    same, switch, systemd,
 };
 
 /// The names that the CRI plugin's parts had from version to version: `cri` here.
@@ -111,10 +111,10 @@ pub(super) const RULES: &[Rule] = &[
     rule("cri.disable_hugetlb_controller", Needless("huge pages are limited where they are asked for")),
     rule("cri.netns_mounts_under_state_dir", Needless("they are")),
     rule("cri.image_pull_with_sync_fs", Needless("layers are synced before they count")),
-    rule("cri.enable_selinux", Missing("SELinux labels are for OCI and shim handlers")),
-    rule("cri.selinux_category_range", Needless("labels come from the kubelet")),
+    rule("cri.enable_selinux", Becomes("selinux", auto_or_off)),
+    rule("cri.selinux_category_range", Needless("a pod's categories are out of all 1024")),
     rule("cri.disable_apparmor", Missing("pods say Unconfined")),
-    rule("cri.unset_seccomp_profile", Missing("pods without a profile are unconfined, as Kubernetes has it")),
+    rule("cri.unset_seccomp_profile", Becomes("unset_seccomp_profile", same)),
     rule("cri.enable_unprivileged_ports", Missing("the pod's sysctl net.ipv4.ip_unprivileged_port_start")),
     rule("cri.enable_unprivileged_icmp", Missing("the pod's sysctl net.ipv4.ping_group_range")),
     rule("cri.device_ownership_from_security_context", Missing("devices keep their owners")),

@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use super::rule::Outcome::{Appends, Becomes, Missing, Needless, Part};
-use super::rule::{Rule, duration, level, message_size, rule, same, switch};
+use super::rule::{Rule, auto_or_off, duration, level, message_size, rule, same, switch};
 
 /// Where the streaming server and the metrics' listener are.
 pub(super) fn addresses(table: &Table) -> Vec<(String, &'static str, String)> {
@@ -76,7 +76,7 @@ pub(super) const RULES: &[Rule] = &[
     rule("crio.runtime.ctr_stop_timeout", Needless("the kubelet says how long")),
     rule("crio.runtime.log_to_journald", Missing("logs are files, in the CRI's format")),
     rule("crio.runtime.log_size_max", Needless("the kubelet rotates logs")),
-    rule("crio.runtime.selinux", Missing("SELinux labels are for OCI and shim handlers")),
+    rule("crio.runtime.selinux", Becomes("selinux", auto_or_off)),
     rule("crio.runtime.seccomp_profile", Missing("RuntimeDefault is Berth's; pods name files by Localhost")),
     rule("crio.runtime.apparmor_profile", Needless("Berth's own is loaded and used")),
     rule("crio.runtime.default_capabilities", Missing("the set that Docker and containerd give holds")),

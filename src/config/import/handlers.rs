@@ -22,7 +22,16 @@ struct Handler {
     binary: String,
     root: String,
     config: String,
+    /// Keys that have the same name here.
+    switches: BTreeMap<&'static str, bool>,
 }
+
+/// Those keys.
+const SWITCHES: [&str; 3] = [
+    "cgroup_writable",
+    "privileged_without_host_devices",
+    "privileged_without_host_devices_all_devices_allowed",
+];
 
 /// The handlers of a file.
 #[derive(Debug, Default)]
@@ -41,6 +50,10 @@ impl Handlers {
         let (name, key) = rest.split_once('.')?;
         let handler = self.found.entry(name.to_owned()).or_default();
         let text = value.as_str().unwrap_or_default().to_owned();
+        if let (Some(switch), Some(on)) = (SWITCHES.iter().find(|switch| **switch == key), value.as_bool()) {
+            handler.switches.insert(switch, on);
+            return Some(on.then(|| Fate::Becomes(format!("runtimes.{name}.{switch}"))));
+        }
         let place = match (origin, key) {
             (_, "runtime_type") => &mut handler.kind,
             (_, "runtime_path") => &mut handler.path,
@@ -82,6 +95,10 @@ impl Handlers {
                         .filter(|(_, value)| !value.is_empty())
                         .map(|(key, value)| (format!("runtimes.{name}.{key}"), Value::String(value)));
                     import.settings.extend(settings);
+                    let switches = handler.switches.iter().filter(|(_, on)| **on);
+                    import.settings.extend(
+                        switches.map(|(key, on)| (format!("runtimes.{name}.{key}"), Value::Boolean(*on))),
+                    );
                     Fate::Becomes(format!("runtimes.{name}"))
                 }
                 Err(why) => {
@@ -107,7 +124,7 @@ impl Handlers {
 type Settings = Vec<(&'static str, String)>;
 
 fn ours(origin: Origin, handler: &Handler, search: &[PathBuf]) -> Result<Settings, String> {
-    let Handler { kind, path, binary, root, config } = handler;
+    let Handler { kind, path, binary, root, config, switches: _ } = handler;
     let oci = |program: &str| -> Result<Settings, String> {
         Ok(vec![("type", "oci".into()), ("path", find(program, search)?), ("root", root.clone())])
     };

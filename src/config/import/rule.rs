@@ -72,6 +72,11 @@ pub(super) fn negated(value: &Value) -> Result<Option<Value>, String> {
     Ok(value.as_bool().map(|yes| Value::Boolean(!yes)))
 }
 
+/// What this runtime does by itself where the kernel has it.
+pub(super) fn auto_or_off(value: &Value) -> Result<Option<Value>, String> {
+    Ok(value.as_bool().map(|yes| Value::String(if yes { "auto" } else { "off" }.to_owned())))
+}
+
 /// One path of a list.
 pub(super) fn listed(value: &Value) -> Result<Option<Value>, String> {
     Ok(same(value)?.map(|value| Value::Array(vec![value])))

@@ -92,14 +92,17 @@ fn containerd_as_it_is_widely_used() {
     let cri = |key: &str| format!("plugins.io.containerd.grpc.v1.cri.{key}");
     assert!(matches!(fate(&import, "root"), Fate::Needless(_)));
     assert!(matches!(fate(&import, &cri("sandbox_image")), Fate::Needless(_)));
-    assert!(matches!(fate(&import, &cri("enable_selinux")), Fate::Missing(_)));
+    assert_eq!(fate(&import, &cri("enable_selinux")), Fate::Becomes("selinux".into()));
+    assert_eq!(settings["selinux"], "auto");
     assert!(matches!(fate(&import, &cri("registry.mirrors.docker.io.endpoint")), Fate::Missing(_)));
     let runtimes = "plugins.cri.containerd.runtimes";
     let Fate::Missing(why) = fate(&import, &format!("{runtimes}.gvisor")) else { panic!() };
     assert!(why.contains("containerd-shim-runsc-v1 is not installed"), "{why}");
     assert_eq!(fate(&import, &format!("{runtimes}.kata")), Fate::Becomes("runtimes.kata".into()));
     let privileged = cri("containerd.runtimes.kata.privileged_without_host_devices");
-    assert!(matches!(fate(&import, &privileged), Fate::Missing(_)));
+    let ours = "runtimes.kata.privileged_without_host_devices";
+    assert_eq!(fate(&import, &privileged), Fate::Becomes(ours.into()));
+    assert_eq!(settings["runtimes"]["kata"]["privileged_without_host_devices"], true);
     // Defaults that files are full of are not worth a line.
     assert!(!import.notes.iter().any(|note| note.key.ends_with("disable_proc_mount")));
 }

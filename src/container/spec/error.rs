@@ -125,6 +125,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// An SELinux label that can't be had.
+    #[error("linux.security_context.selinux_options: {0}")]
+    Label(#[from] crate::selinux::Error),
 }
 
 /// Why a seccomp profile file is refused.
@@ -158,7 +161,8 @@ impl Classify for Error {
             | Self::UnknownUser { .. }
             | Self::UnknownGroup { .. }
             | Self::ImageFileTooLarge { .. }
-            | Self::SeccompProfile { .. } => Kind::InvalidArgument,
+            | Self::SeccompProfile { .. }
+            | Self::Label(_) => Kind::InvalidArgument,
             Self::Unsupported { .. } => Kind::Unimplemented,
             Self::Kernel { .. }
             | Self::NoNamespace { .. }

@@ -8,6 +8,7 @@ use oci_spec::runtime::Capability;
 
 use super::capabilities;
 use crate::cgroup::Mode;
+use crate::selinux::SeLinux;
 
 /// The facts of the machine that a specification depends on. Detected once at start.
 #[derive(Clone, Debug)]
@@ -24,8 +25,8 @@ pub struct Host {
     pub apparmor: bool,
     /// The name of the loaded AppArmor profile that `RuntimeDefault` means.
     pub apparmor_default: Option<String>,
-    /// SELinux is on.
-    pub selinux: bool,
+    /// SELinux, where it is on and labels are wanted.
+    pub selinux: Option<SeLinux>,
     /// Why pods can't have user namespaces here; `None`: they can.
     pub no_user_namespaces: Option<String>,
     /// Our own `oom_score_adj`.
@@ -59,7 +60,7 @@ impl Host {
             cgroup,
             apparmor: crate::apparmor::is_on(),
             apparmor_default: None,
-            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            selinux: SeLinux::detect(),
             // Found out by trying, elsewhere.
             no_user_namespaces: None,
             oom_score_adj: read_trimmed("/proc/self/oom_score_adj").and_then(|v| v.parse().ok()).unwrap_or(0),

@@ -93,8 +93,9 @@ pub struct HandlerOptions {
     pub recursive_read_only_mounts: bool,
     /// Pods can have user namespaces: the handler joins one that is there.
     pub user_namespaces: bool,
-    /// The handler's runtime applies SELinux labels: libcontainer does not.
-    pub selinux: bool,
+    /// Berth's own shim makes the mounts of images, which may then have one layer and an SELinux label; other shims leave that to
+    /// their runtime.
+    pub stages_images: bool,
     /// The cgroup mount is writable for containers that are not privileged (cgroup v2).
     pub cgroup_writable: bool,
     /// The seccomp profile for a container that names none: unconfined when unset, as in containerd.

@@ -15,6 +15,7 @@ use oci_spec::runtime::Mount;
 
 use super::mountinfo::{self, MountTable};
 use super::{Error, IdMaps, SpecInput, namespaces, userns};
+use crate::cgroup::Mode;
 use crate::proto::runtime::v1 as cri;
 use crate::proto::runtime::v1::MountPropagation;
 
@@ -25,14 +26,19 @@ pub(super) struct Mounts {
 }
 
 /// Builds the list of mounts.
-pub(super) fn build(input: &SpecInput<'_>, maps: Option<&IdMaps>) -> Result<Mounts, Error> {
+pub(super) fn build(
+    input: &SpecInput<'_>,
+    maps: Option<&IdMaps>,
+    label: Option<&str>,
+) -> Result<Mounts, Error> {
     let mut asked = Vec::new();
     let mut rootfs_propagation = None;
     let mut table = None;
+    let labelled = label.is_some() && input.handler.stages_images;
     for (index, mount) in input.container.mounts.iter().enumerate() {
         if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
             let layers = input.image_layers.get(index).map(Vec::as_slice).unwrap_or_default();
-            asked.push(image_volume::build(mount, layers, maps)?);
+            asked.push(image_volume::build(mount, layers, maps, labelled)?);
             continue;
         }
         asked.push(one(input, mount, maps.is_some(), &mut table)?);
@@ -100,7 +106,9 @@ fn mapped(mut mount: Mount, maps: Option<&IdMaps>) -> Mount {
 fn defaults(input: &SpecInput<'_>, maps: Option<&IdMaps>) -> Vec<Mount> {
     let privileged = super::privileged(input);
     let writable = if privileged { "rw" } else { "ro" };
-    let cgroup = if privileged || input.handler.cgroup_writable { "rw" } else { "ro" };
+    // With v1 there is no namespace that all hierarchies heed, and writing is power over the host.
+    let own = input.handler.cgroup_writable && input.host.cgroup == Mode::Unified;
+    let cgroup = if privileged || own { "rw" } else { "ro" };
     let safe = ["nosuid", "noexec", "nodev"];
     let mut terminals = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
     // The group tty, where there is one.
@@ -294,7 +302,7 @@ mod tests {
     #[test]
     fn defaults_and_pod_files() {
         let fixture = Fixture::new();
-        let mounts = build(&fixture.input(), None).unwrap();
+        let mounts = build(&fixture.input(), None, None).unwrap();
         let shown: Vec<_> = mounts.list.iter().map(|m| m.destination().display().to_string()).collect();
         assert_eq!(
             shown,
@@ -325,11 +333,22 @@ mod tests {
         fixture.context().readonly_rootfs = true;
         fixture.pod_context().namespace_options =
             Some(cri::NamespaceOption { ipc: cri::NamespaceMode::Node as i32, ..Default::default() });
-        let mounts = build(&fixture.input(), None).unwrap();
+        let mounts = build(&fixture.input(), None, None).unwrap();
         assert!(options(find(&mounts, "/sys")).ends_with(",rw"));
         assert!(options(find(&mounts, "/sys/fs/cgroup")).ends_with(",rw"));
         assert!(options(find(&mounts, "/etc/hosts")).ends_with(",ro"));
         assert_eq!(find(&mounts, "/dev/shm").source().as_deref(), Some(Path::new("/dev/shm")));
+    }
+
+    #[test]
+    fn cgroups_are_writable_where_they_are_the_containers_own() {
+        let mut fixture = Fixture::new();
+        fixture.handler.cgroup_writable = true;
+        for (mode, end) in [(Mode::Hybrid, ",ro"), (Mode::Unified, ",rw")] {
+            fixture.host.cgroup = mode;
+            let mounts = build(&fixture.input(), None, None).unwrap();
+            assert!(options(find(&mounts, "/sys/fs/cgroup")).ends_with(end), "{mode:?}");
+        }
     }
 
     #[test]
@@ -341,7 +360,7 @@ mod tests {
             bind("/tmp", "/etc/hosts"),
             bind("/tmp", "/dev/shm"),
         ];
-        let mounts = build(&fixture.input(), None).unwrap();
+        let mounts = build(&fixture.input(), None, None).unwrap();
         assert_eq!(find(&mounts, "/etc/hosts").source().as_deref(), Some(Path::new("/tmp")));
         assert_eq!(find(&mounts, "/dev/shm").source().as_deref(), Some(Path::new("/tmp")));
         assert_eq!(mounts.list.iter().filter(|m| m.destination() == Path::new("/etc/hosts")).count(), 1);
@@ -349,7 +368,7 @@ mod tests {
         assert!(at("/data") < at("/data/cache"));
 
         fixture.container.mounts = vec![bind("/dev", "/dev")];
-        let mounts = build(&fixture.input(), None).unwrap();
+        let mounts = build(&fixture.input(), None, None).unwrap();
         assert_eq!(mounts.list.iter().filter(|m| m.destination().starts_with("/dev")).count(), 1);
     }
 
@@ -367,11 +386,11 @@ mod tests {
             (extra, "rbind,rprivate,rw,noexec"),
         ] {
             fixture.container.mounts = vec![mount];
-            assert_eq!(options(find(&build(&fixture.input(), None).unwrap(), "/a")), want);
+            assert_eq!(options(find(&build(&fixture.input(), None, None).unwrap(), "/a")), want);
         }
         fixture.handler.recursive_read_only_mounts = false;
         fixture.container.mounts = vec![recursive];
-        assert_eq!(build(&fixture.input(), None).err().unwrap().kind(), Kind::Unimplemented);
+        assert_eq!(build(&fixture.input(), None, None).err().unwrap().kind(), Kind::Unimplemented);
     }
 
     #[test]
@@ -386,7 +405,7 @@ mod tests {
         fixture.volumes = vec![Volume { destination: "/data".into(), source: "/volumes/0".into() }];
         let own = cri::Mount { uid_mappings: vec![range], gid_mappings: vec![range], ..Default::default() };
         let maps = userns::of_mount(&own).unwrap().unwrap();
-        let mut mounts = build(&fixture.input(), Some(&maps)).unwrap();
+        let mut mounts = build(&fixture.input(), Some(&maps), None).unwrap();
         let shown = |mounts: &Mounts, path: &str| {
             let mount = find(mounts, path);
             let ids = |list: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| {
@@ -409,10 +428,10 @@ mod tests {
 
         fixture.pod_context().namespace_options =
             Some(cri::NamespaceOption { network: cri::NamespaceMode::Node as i32, ..Default::default() });
-        let mounts = build(&fixture.input(), Some(&maps)).unwrap();
+        let mounts = build(&fixture.input(), Some(&maps), None).unwrap();
         assert_eq!(options(find(&mounts, "/sys")), "rbind,rprivate,nosuid,noexec,nodev,ro,rro");
         fixture.container.mounts = vec![cri::Mount { propagation: 2, ..bind("/usr", "/a") }];
-        let error = build(&fixture.input(), Some(&maps)).err().unwrap();
+        let error = build(&fixture.input(), Some(&maps), None).err().unwrap();
         assert!(error.to_string().contains("bidirectional"), "{error}");
     }
 
@@ -426,7 +445,7 @@ mod tests {
             })
             .to_vec();
         fixture.container.mounts = vec![bind("/usr", "/cache")];
-        let mounts = build(&fixture.input(), None).unwrap();
+        let mounts = build(&fixture.input(), None, None).unwrap();
         assert_eq!(find(&mounts, "/data").source().as_deref(), Some(Path::new("/volumes/data")));
         assert_eq!(options(find(&mounts, "/data")), "rbind,rprivate,rw");
         assert_eq!(find(&mounts, "/cache").source().as_deref(), Some(Path::new("/usr")));
@@ -438,7 +457,7 @@ mod tests {
         std::os::unix::fs::symlink("/usr", dir.path().join("link")).unwrap();
         let mut fixture = Fixture::new();
         fixture.container.mounts = vec![bind(dir.path().join("link").to_str().unwrap(), "/a")];
-        let mounts = build(&fixture.input(), None).unwrap();
+        let mounts = build(&fixture.input(), None, None).unwrap();
         assert_eq!(find(&mounts, "/a").source().as_deref(), Some(Path::new("/usr")));
     }
 
@@ -493,7 +512,7 @@ mod tests {
         ] {
             let mut fixture = Fixture::new();
             fixture.container.mounts = mounts;
-            let error = build(&fixture.input(), None).err().unwrap();
+            let error = build(&fixture.input(), None, None).err().unwrap();
             assert_eq!(error.kind(), kind, "{error}");
             assert!(error.to_string().contains(text), "{error}");
         }

@@ -1,11 +1,12 @@
 //! What holds a process back besides namespaces and capabilities: a read-only root, masked and read-only paths, no new
-//! privileges, AppArmor, SELinux. A privileged container has none of them but the read-only root.
+//! privileges, AppArmor, SELinux. A privileged container has none of them but the read-only root and the label of its files.
 
 use oci_spec::runtime::{Linux, Process};
 
 use super::{Error, SpecInput};
 use crate::proto::runtime::v1::security_profile::ProfileType;
 use crate::proto::runtime::v1::{LinuxContainerSecurityContext, SecurityProfile};
+use crate::selinux::Labels;
 
 /// Files of /proc and /sys that tell of, or reach, the host (the set of Docker and containerd).
 const MASKED: [&str; 12] = [
@@ -31,9 +32,9 @@ pub(super) fn apply(input: &SpecInput<'_>, process: &mut Process, linux: &mut Li
     let context = input.container.linux.as_ref().and_then(|l| l.security_context.as_ref()).unwrap_or(&none);
     process.set_no_new_privileges(Some(context.no_new_privs));
     process.set_apparmor_profile(apparmor(input, context)?);
-    let (process_label, mount_label) = selinux(input, context)?;
-    process.set_selinux_label(process_label);
-    linux.set_mount_label(mount_label);
+    let labels = selinux(input, context)?;
+    process.set_selinux_label(labels.process);
+    linux.set_mount_label(labels.files);
 
     let silent = context.masked_paths.is_empty() && context.readonly_paths.is_empty();
     let (masked, read_only) = if context.privileged {
@@ -117,40 +118,11 @@ pub(super) fn profile_of<'a>(
 }
 
 /// The labels of process and mounts. Without SELinux on the host they mean nothing.
-fn selinux(
-    input: &SpecInput<'_>,
-    context: &LinuxContainerSecurityContext,
-) -> Result<(Option<String>, Option<String>), Error> {
-    const FIELD: &str = "linux.security_context.selinux_options";
-    if !input.host.selinux || context.privileged {
-        return Ok((None, None));
-    }
-    let of_pod = || input.pod.linux.as_ref()?.security_context.as_ref()?.selinux_options.as_ref();
-    let Some(options) = context.selinux_options.as_ref().or_else(of_pod) else { return Ok((None, None)) };
-    let parts = [&options.user, &options.role, &options.r#type, &options.level];
-    if parts.iter().all(|part| part.is_empty()) {
-        return Ok((None, None));
-    }
-    if !input.handler.selinux {
-        return Err(Error::SecurityModule {
-            field: FIELD,
-            value: options.level.clone(),
-            reason: "the built-in runtime applies no SELinux labels: use the handler of an OCI runtime (runc, crun)",
-        });
-    }
-    if let Some(part) = parts.iter().find(|part| part.contains(['\0', '\n', ' '])) {
-        return Err(Error::invalid(FIELD, part.as_str(), "is not part of a label"));
-    }
-    let or = |part: &'_ str, default: &'static str| {
-        if part.is_empty() { default.to_owned() } else { part.to_owned() }
-    };
-    let (user, role) = (or(&options.user, "system_u"), or(&options.role, "system_r"));
-    let (typ, level) = (or(&options.r#type, "container_t"), or(&options.level, "s0"));
-    // Files have the role of objects and the type that container_t may write.
-    Ok((
-        Some(format!("{user}:{role}:{typ}:{level}")),
-        Some(format!("{user}:object_r:container_file_t:{level}")),
-    ))
+fn selinux(input: &SpecInput<'_>, context: &LinuxContainerSecurityContext) -> Result<Labels, Error> {
+    let Some(host) = &input.host.selinux else { return Ok(Labels::default()) };
+    let pod = input.pod.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let pod = pod.and_then(|context| context.selinux_options.as_ref());
+    Ok(host.labels(input.pod_id, pod, context.selinux_options.as_ref(), context.privileged)?)
 }
 
 #[cfg(test)]
@@ -158,6 +130,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::super::testing::Fixture;
     use super::*;
+    use crate::error::{Classify, Kind};
     use crate::proto::runtime::v1::SeLinuxOption;
 
     fn applied(fixture: &Fixture) -> Result<(Process, Linux), Error> {
@@ -232,18 +205,24 @@ mod tests {
 
     #[test]
     fn se_linux() {
+        let directory = tempfile::tempdir().unwrap();
         let mut fixture = Fixture::new();
         fixture.context().selinux_options =
             Some(SeLinuxOption { level: "s0:c1,c2".into(), ..Default::default() });
         assert_eq!(applied(&fixture).unwrap().0.selinux_label(), &None);
-        fixture.host.selinux = true;
-        assert!(applied(&fixture).unwrap_err().to_string().contains("built-in"));
-        fixture.handler.selinux = true;
+        fixture.host.selinux = Some(crate::selinux::of_test(directory.path(), false));
         let (process, linux) = applied(&fixture).unwrap();
         assert_eq!(process.selinux_label().as_deref(), Some("system_u:system_r:container_t:s0:c1,c2"));
         assert_eq!(linux.mount_label().as_deref(), Some("system_u:object_r:container_file_t:s0:c1,c2"));
-        fixture.context().selinux_options = Some(SeLinuxOption { user: "a b".into(), ..Default::default() });
-        assert!(applied(&fixture).is_err());
+        // Its files are labelled all the same: volumes are shared with containers that are not privileged.
+        fixture.context().privileged = true;
+        let (process, linux) = applied(&fixture).unwrap();
+        assert_eq!(process.selinux_label(), &None);
+        assert!(linux.mount_label().is_some());
+        fixture.host.selinux = Some(crate::selinux::of_test(directory.path(), true));
+        let error = applied(&fixture).unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        assert!(error.to_string().contains("selinux_options"), "{error}");
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Fixture {
                 swap: true,
                 apparmor: false,
                 apparmor_default: None,
-                selinux: false,
+                selinux: None,
                 no_user_namespaces: None,
                 oom_score_adj: 0,
                 may_exceed: false,

@@ -12,18 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, HEAD, Head, kind, reset};
 use super::headers::Expander;
+use super::queue::{Handed, Queue, Store};
 use super::{Malformed, STREAMS_MAX, Stream, Stuck};
-use crate::streaming::link::{Activity, CHUNK, Frame, INBOUND_MAX, Output, Peer};
+use crate::streaming::link::{Activity, CHUNK, Frame, Output, Peer};
 
 /// Longest control frame: a SYN_STREAM's compressed headers.
 const CONTROL_MAX: usize = 64 << 10;
 /// A frame that was begun has to go on within this time.
 const MID_FRAME: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(30) };
-
-/// Bytes of one stream that may wait for who reads them.
-const ROOM: usize = 256 << 10;
-/// How long streams wait for another one whose data nobody takes.
-const STUCK: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(10) };
 
 /// What the reader reports to.
 #[derive(Debug)]
@@ -53,8 +49,7 @@ enum End {
 /// The client's direction of a stream.
 #[derive(Debug)]
 struct Half {
-    input: mpsc::Sender<bytes::Bytes>,
-    room: Arc<Semaphore>,
+    queue: Queue,
     reset: CancellationToken,
     _permit: Arc<OwnedSemaphorePermit>,
 }
@@ -65,6 +60,7 @@ struct Reader<R> {
     expander: Expander,
     streams: HashMap<u32, Half>,
     places: Arc<Semaphore>,
+    store: Store,
     last: u32,
 }
 
@@ -77,6 +73,7 @@ pub(super) async fn run(io: impl AsyncRead + Unpin, ends: Ends) {
         expander: Expander::new(),
         streams: HashMap::new(),
         places: Arc::new(Semaphore::new(STREAMS_MAX)),
+        store: Store::default(),
         last: 0,
     };
     let end = loop {
@@ -148,36 +145,29 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 
     /// Hands a piece to who reads the stream. Waits for room; how long depends on who else waits.
     async fn hand(&mut self, stream: u32, piece: BytesMut) -> Result<(), End> {
-        let Some(half) = self.streams.get(&stream) else { return Ok(()) };
-        let handing = async {
-            let places = u32::try_from(piece.len()).unwrap_or(u32::MAX);
-            let room = Arc::clone(&half.room).acquire_many_owned(places).await.ok()?;
-            half.input.send(bytes::Bytes::from_owner(Waiting { piece, _room: room })).await.ok()
-        };
-        let handing = self.ends.peer.hand(handing);
-        let alone = self.ends.stuck == Stuck::Waits || self.streams.len() == 1;
-        let limit = if alone { Duration::MAX } else { STUCK };
-        match tokio::time::timeout(limit, handing).await {
-            Ok(Some(Some(()))) => Ok(()),
-            // Its reader has gone: what follows is dropped.
-            Ok(Some(None)) => {
+        let others = self.streams.len() > 1;
+        let Some(half) = self.streams.get_mut(&stream) else { return Ok(()) };
+        let handing = half.queue.hand(piece, &self.store, self.ends.stuck, others);
+        match self.ends.peer.hand(handing).await.ok_or(End::HungUp)? {
+            Handed::Taken => Ok(()),
+            // What follows is dropped.
+            Handed::Unwanted => {
                 self.streams.remove(&stream);
                 Ok(())
             }
-            Ok(None) => Err(End::HungUp),
-            Err(_) => {
-                tracing::info!(
-                    stream,
-                    "nobody takes what is sent to a forwarded port: the connection is given up"
-                );
-                if let Some(half) = self.streams.remove(&stream) {
-                    half.reset.cancel();
-                }
-                let frames = self.ends.frames.upgrade().ok_or(End::Over)?;
-                let reset = Frame::Reset { channel: stream, reason: reset::FLOW_CONTROL_ERROR };
-                frames.send(reset).await.map_err(|_| End::Over)
-            }
+            Handed::Stuck => self.give_up(stream).await,
         }
+    }
+
+    /// Resets a stream whose data nobody takes.
+    async fn give_up(&mut self, stream: u32) -> Result<(), End> {
+        tracing::info!(stream, "nobody takes what is sent to a forwarded port: the connection is given up");
+        if let Some(half) = self.streams.remove(&stream) {
+            half.reset.cancel();
+        }
+        let frames = self.ends.frames.upgrade().ok_or(End::Over)?;
+        let reset = Frame::Reset { channel: stream, reason: reset::FLOW_CONTROL_ERROR };
+        frames.send(reset).await.map_err(|_| End::Over)
     }
 
     async fn control(&mut self, kind: u16, flags: u8, payload: &[u8]) -> Result<(), End> {
@@ -222,30 +212,16 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             return send(Frame::Reset { channel: id, reason: reset::REFUSED_STREAM }).await;
         };
         let permit = Arc::new(permit);
-        // Small pieces have a bound in number, large ones in bytes.
-        let (sender, input) = mpsc::channel(8 * INBOUND_MAX);
-        let room = Arc::new(Semaphore::new(ROOM));
+        let (queue, input) = Queue::new();
         let token = CancellationToken::new();
         send(Frame::Reply { channel: id }).await?;
         let output = Output::new(id, frames.clone(), token.clone(), Some(Arc::clone(&permit)));
         if flags & frame::FIN == 0 {
-            self.streams.insert(id, Half { input: sender, room, reset: token, _permit: permit });
+            self.streams.insert(id, Half { queue, reset: token, _permit: permit });
         }
         // When the session takes no streams any more, the dropped stream resets itself.
         let _ = self.ends.accepted.send(Stream { id, headers, input, output }).await;
         Ok(())
-    }
-}
-
-/// A piece on its way to its reader. The room it takes is free again when the last of it is dropped.
-struct Waiting {
-    piece: BytesMut,
-    _room: OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Waiting {
-    fn as_ref(&self) -> &[u8] {
-        &self.piece
     }
 }
 

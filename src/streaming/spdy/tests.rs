@@ -220,6 +220,46 @@ async fn a_stuck_stream_is_reset_when_there_are_others() {
     }
 }
 
+/// The client may open a stream behind data that nobody takes.
+#[tokio::test]
+async fn a_stream_behind_a_stuck_one_is_seen() {
+    let mut peer = Peer::new();
+    peer.open(1, "data").await;
+    let stuck = peer.streams.recv().await.unwrap();
+    for _ in 0..9 {
+        peer.data(1, false, &[0; 32 << 10]).await;
+    }
+    peer.open(3, "data").await;
+    peer.data(3, false, b"seen").await;
+    let mut other = peer.streams.recv().await.unwrap();
+    assert_eq!(other.input.recv().await.unwrap(), "seen");
+    // What it was given is with it still.
+    assert!(!stuck.output.reset.is_cancelled());
+    let mut input = stuck.input;
+    let mut length = 0;
+    while length < 9 * (32 << 10) {
+        length += input.recv().await.unwrap().len();
+    }
+}
+
+/// There may be others behind it, which can't be seen.
+#[tokio::test]
+async fn a_lone_stream_that_nobody_reads_is_given_up_in_the_end() {
+    let mut peer = Peer::new();
+    peer.open(1, "data").await;
+    let stuck = peer.streams.recv().await.unwrap();
+    let flooding = async {
+        for _ in 0..12 {
+            peer.data(1, false, &[0; 32 << 10]).await;
+        }
+        peer.open(3, "data").await;
+        peer.streams.recv().await.unwrap()
+    };
+    assert_eq!(flooding.await.id, 3);
+    assert!(stuck.output.reset.is_cancelled());
+    assert!(!peer.link.gone.is_cancelled());
+}
+
 /// A lone stream waits: its reader may be slow.
 #[tokio::test]
 async fn a_lone_stream_waits_for_its_reader() {

@@ -13,7 +13,14 @@ use super::{destination, mapped, mount};
 use crate::proto::runtime::v1 as cri;
 
 /// The mount of an image with these layers, top first.
-pub(super) fn build(asked: &cri::Mount, layers: &[PathBuf], maps: Option<&IdMaps>) -> Result<Mount, Error> {
+///
+/// With `labelled`, one layer is mounted as several are: a mount has a label, the layer keeps its own.
+pub(super) fn build(
+    asked: &cri::Mount,
+    layers: &[PathBuf],
+    maps: Option<&IdMaps>,
+    labelled: bool,
+) -> Result<Mount, Error> {
     const SUB_PATH: &str = "mounts[].image_sub_path";
     let image = asked.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
     let destination = destination(&asked.container_path)?;
@@ -48,7 +55,7 @@ pub(super) fn build(asked: &cri::Mount, layers: &[PathBuf], maps: Option<&IdMaps
     };
     let mut result = match directories.as_slice() {
         [] => return Err(Error::invalid("mounts[].image", image, "has no layers")),
-        [one] => mapped(mount("bind", "/", one, &["bind", "rprivate", "ro"]), maps),
+        [one] if !labelled => mapped(mount("bind", "/", one, &["bind", "rprivate", "ro"]), maps),
         // The shim mounts it, as it does the container's root; the options are those of the root.
         many => {
             let layers: Vec<_> = many.iter().map(|path| path.display().to_string()).collect();
@@ -80,7 +87,7 @@ mod tests {
     }
 
     fn shown(sub_path: &str, layers: &[PathBuf], root: &Path) -> Result<String, String> {
-        let mount = build(&asked(sub_path), layers, None).map_err(|error| error.to_string())?;
+        let mount = build(&asked(sub_path), layers, None, false).map_err(|error| error.to_string())?;
         let source = mount.source().as_ref().unwrap().display().to_string();
         let options = mount.options().as_ref().unwrap().join(",");
         Ok(format!("{source} {options}").replace(&format!("{}/", root.display()), ""))
@@ -105,6 +112,9 @@ mod tests {
         assert!(shown("../x").unwrap_err().contains("must be relative"));
         assert!(shown("/etc").unwrap_err().contains("must be relative"));
         let writable = cri::Mount { readonly: false, ..asked("") };
-        assert!(build(&writable, &layers, None).unwrap_err().to_string().contains("read-only"));
+        assert!(build(&writable, &layers, None, false).unwrap_err().to_string().contains("read-only"));
+        // What is bound shows the layer's own label.
+        let labelled = build(&asked("only"), &layers, None, true).unwrap();
+        assert_eq!(labelled.typ().as_deref(), Some("overlay"));
     }
 }
