@@ -6,6 +6,7 @@
 #                (FILTER=containers chooses; CRITEST=/path/to/critest runs that there; tests/vm/README.md)
 #   make bench   Berth and Debian's containerd side by side; joining a network beside the bare netlink calls
 #   make conformance CRITEST=/path/to/critest    the kubelet's view: cri-tools' suite, which you bring (docs/conformance.md)
+#   make docs    the documentation as a book, in target/docs (mdbook is built into target/tools when it is missing)
 #   make install PREFIX=/usr/local
 
 PREFIX     ?= /usr/local
@@ -17,7 +18,7 @@ RUST_FLOOR := 1.95
 SUDO       := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-build setup-peers build release lint test test-vm bench demo conformance install uninstall clean
+.PHONY: setup setup-build setup-peers build release lint test test-vm bench demo conformance docs install uninstall clean
 
 ## === set-up ===
 
@@ -79,6 +80,13 @@ conformance: setup build
 	  https://github.com/kubernetes-sigs/cri-tools" >&2; exit 2; }
 	$(SUDO) env REPORT=$(CURDIR)/target/critest.xml tests/conformance/run.sh "$(CRITEST)" $(if $(FOCUS),'-ginkgo.focus=$(FOCUS)')
 	tests/conformance/report.py target/critest.xml $(wildcard target/vm/critest.xml)
+
+MDBOOK ?= $(or $(shell command -v mdbook),target/tools/bin/mdbook)
+docs: $(filter target/%,$(MDBOOK))
+	$(MDBOOK) build docs
+
+target/tools/bin/mdbook:
+	$(CARGO) install mdbook --locked --version '^0.5' --root target/tools --no-default-features --features search
 
 ## === installing ===
 

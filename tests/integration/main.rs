@@ -19,6 +19,7 @@ mod commit;
 mod containerd;
 mod containers;
 mod daemon;
+mod docs;
 mod events;
 mod exec_sync;
 mod full_disk;
@@ -79,6 +80,7 @@ fn main() {
             containerd::trials(),
             containers::trials(),
             daemon::trials(),
+            docs::trials(),
             events::trials(),
             exec_sync::trials(),
             full_disk::trials(),

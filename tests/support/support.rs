@@ -14,6 +14,7 @@ pub(crate) mod image;
 pub(crate) mod leaks;
 pub(crate) mod measure;
 pub(crate) mod netns;
+pub(crate) mod pages;
 pub(crate) mod plugin;
 pub(crate) mod registry;
 pub(crate) mod runtime;
