@@ -31,6 +31,7 @@ setup-build:
 
 setup-peers:
 	@$(SUDO) tests/setup.sh peers
+	@$(SUDO) tests/setup.sh criu target/criu
 
 ## === building ===
 

@@ -147,6 +147,8 @@ pub struct Config {
     pub network: Network,
     /// `[devices]`
     pub devices: Devices,
+    /// `[checkpoint]`
+    pub checkpoint: Checkpoint,
     /// `[nri]`
     pub nri: Nri,
     /// `[runtimes.NAME]`: always holds [`BUILTIN_RUNTIME`]
@@ -347,6 +349,15 @@ pub struct Bridge {
 pub struct Devices {
     /// Directories of CDI files.
     pub cdi_spec_dirs: Vec<PathBuf>,
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Whether there are checkpoints at all.
+    pub enable: bool,
+    /// The criu program, if one is named.
+    pub criu: Option<PathBuf>,
 }
 
 /// `[nri]`

@@ -11,6 +11,7 @@
 //! pod that a container belongs to (the `pod` room): it alone changes a container's record.
 
 mod adjust;
+mod checkpoint;
 mod create;
 mod error;
 mod exec;
@@ -18,6 +19,7 @@ mod exit;
 mod refusal;
 mod relabel;
 mod remove;
+mod restore;
 pub(crate) mod sandbox;
 mod snapshot;
 pub mod spec;
@@ -28,6 +30,8 @@ mod update;
 mod volumes;
 
 pub(crate) use adjust::Adjust;
+pub use checkpoint::{CheckpointOptions, CheckpointState, Error as CheckpointError};
+pub(crate) use checkpoint::{Subject, checkpoint};
 pub(crate) use create::{Creation, Making, creation_done, make};
 pub use error::Error;
 pub use exec::{ExecOutput, MAX_OUTPUT};

@@ -293,6 +293,11 @@ impl Images {
         self.chain_dirs(&image.chain).ok_or_else(|| Error::LayersGone(image.id.clone()))
     }
 
+    /// The bounds of a layer.
+    pub(crate) fn limits(&self) -> Limits {
+        self.0.options.limits
+    }
+
     /// The directories of these layers (bottom first, as in [`Image::chain`]), the top one first. `None` when one is
     /// not there.
     pub fn chain_dirs(&self, chain: &[ChainId]) -> Option<Vec<PathBuf>> {

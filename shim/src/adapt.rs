@@ -179,7 +179,7 @@ fn hooks_mark(bundle: &Path) -> PathBuf {
     state_root(bundle).join("hooks")
 }
 
-fn device_rules(spec: &Spec) -> Vec<LinuxDeviceCgroup> {
+pub(crate) fn device_rules(spec: &Spec) -> Vec<LinuxDeviceCgroup> {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     resources.and_then(|resources| resources.devices().clone()).unwrap_or_default()
 }
@@ -219,7 +219,7 @@ fn take_restrictions(
 }
 
 /// Replaces mounts of type `cgroup` by bind mounts of the container's own directories, which are made for that.
-fn cgroup_mounts(mounts: Vec<Mount>, cgroups_path: &Path) -> io::Result<Vec<Mount>> {
+pub(crate) fn cgroup_mounts(mounts: Vec<Mount>, cgroups_path: &Path) -> io::Result<Vec<Mount>> {
     let is_cgroup = |mount: &Mount| mount.typ().as_deref() == Some("cgroup");
     if !mounts.iter().any(is_cgroup) {
         return Ok(mounts);
@@ -253,7 +253,7 @@ fn cgroup_mounts(mounts: Vec<Mount>, cgroups_path: &Path) -> io::Result<Vec<Moun
     Ok(list)
 }
 
-fn check_mounts(spec: &Spec, bundle: &Path) -> Result<(), Failure> {
+pub(crate) fn check_mounts(spec: &Spec, bundle: &Path) -> Result<(), Failure> {
     for mount in spec.mounts().iter().flatten() {
         let is_bind = mount.typ().as_deref() == Some("bind")
             || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");

@@ -238,6 +238,46 @@ pub(crate) fn make_parents_unified(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the cgroup `path` in all hierarchies with controllers, ready for processes, and returns its directories.
+pub(crate) fn create(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if let Some(root) = hierarchies()?.into_iter().find(|hierarchy| hierarchy.unified && unified()) {
+        let mut directory = root.mount;
+        for part in path.strip_prefix("/").unwrap_or(path) {
+            // Controllers that can't be enabled are missed when a limit wants them.
+            let there = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+            for name in there.split_whitespace() {
+                let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{name}"));
+            }
+            directory.push(part);
+            match fs::create_dir(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        return Ok(vec![directory]);
+    }
+    let mut list: Vec<PathBuf> = Vec::new();
+    for (_, directory) in make(path)? {
+        if !list.contains(&directory) {
+            // A cpuset that is empty takes nobody in.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                inherit(&directory, file)?;
+            }
+            list.push(directory);
+        }
+    }
+    Ok(list)
+}
+
+/// Gives an empty file of a v1 cgroup the value of the cgroup above, and that one before where it is empty as well.
+fn inherit(directory: &Path, file: &str) -> io::Result<()> {
+    let path = directory.join(file);
+    let Ok(value) = fs::read_to_string(&path) else { return Ok(()) };
+    let Some(above) = directory.parent().filter(|_| value.trim().is_empty()) else { return Ok(()) };
+    inherit(above, file)?;
+    fs::write(&path, fs::read_to_string(above.join(file))?)
+}
+
 /// Makes the directory `path` in every v1 hierarchy with controllers. Gives each with the name of its mount point; one that is
 /// mounted for several controllers comes once more under each of their names.
 pub(crate) fn make(path: &Path) -> io::Result<Vec<(String, PathBuf)>> {

@@ -4,16 +4,20 @@
 //! with the built-in runtime. Everything here runs in a forked child of the shim.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::adapt;
 use crate::cgroup;
+use crate::checkpoint::Dump;
 use crate::create::{Creation, Prepared, console_listener, console_path, prepare, report_cgroup};
 use crate::job::Reporter;
 use crate::stage::{self, Runtime};
 use crate::status::{Code, Failure};
+use crate::sys;
 
 /// Which binary, and where it keeps its state.
 #[derive(Clone, Debug)]
@@ -98,6 +102,46 @@ impl Binary {
         self.run("start", &[id], None)
     }
 
+    /// Dumps the container, which is frozen. The runtime looks for criu in PATH.
+    pub(crate) fn checkpoint(&self, dump: &Dump, log_name: &str) -> Result<(), Failure> {
+        let log = self.bundle.join("runtime-checkpoint.log");
+        let _ = fs::remove_file(&log);
+        let mut command = self.command(&log);
+        command.arg("checkpoint");
+        if !dump.asked.exit {
+            command.arg("--leave-running");
+        }
+        command.arg("--image-path").arg(&dump.images).arg("--work-path").arg(&dump.work);
+        command.args(["--tcp-established", "--ext-unix-sk", "--file-locks"]);
+        command.arg(&dump.id).stdout(Stdio::null()).stderr(Stdio::null());
+        self.find_criu(&mut command, &dump.asked.criu);
+        let ended = bounded(command, dump.limit, &self.path);
+        let said = last_error(&log);
+        let _ = fs::remove_file(&log);
+        let Err(failure) = ended else { return Ok(()) };
+        let criu_log = dump.work.join(log_name);
+        let mut message = match failure.code {
+            Code::DeadlineExceeded => failure.message,
+            _ => said.unwrap_or(failure.message),
+        };
+        let errors = crate::criu::last_errors(&criu_log);
+        if !errors.is_empty() {
+            message = format!("{message}: {errors} ({})", criu_log.display());
+        }
+        let code = if failure.code == Code::Internal { Code::FailedPrecondition } else { failure.code };
+        Err(Failure::new(code, message))
+    }
+
+    /// Puts the directory of the criu asked for before the others of PATH.
+    fn find_criu(&self, command: &mut Command, criu: &str) {
+        let Some(directory) = Path::new(criu).parent().filter(|path| path.is_absolute()) else { return };
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let all = std::iter::once(directory.to_owned()).chain(std::env::split_paths(&path));
+        if let Ok(path) = std::env::join_paths(all) {
+            command.env("PATH", path);
+        }
+    }
+
     pub(crate) fn delete(&self, id: &str) -> Result<(), Failure> {
         match self.run("delete", &["--force", id], None) {
             Err(failure) if failure.code == Code::NotFound => Ok(()),
@@ -150,6 +194,30 @@ impl Binary {
         reporter.pid(read_pid(&pid_file)?);
         Ok(())
     }
+}
+
+/// Runs a command in a process group of its own; all of it is killed when the time is over.
+fn bounded(mut command: Command, limit: Option<Duration>, path: &Path) -> Result<(), Failure> {
+    let failed = |error: &std::io::Error| Failure::doing(&format!("running {}", path.display()), error);
+    let mut child = command.process_group(0).spawn().map_err(|error| failed(&error))?;
+    let pid = i32::try_from(child.id()).unwrap_or(0);
+    let pidfd = sys::pidfd_open(pid).map_err(|error| failed(&error))?;
+    let timeout = limit.map(|limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
+    let mut fds = [libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+    let ready = sys::poll(&mut fds, timeout);
+    let late = matches!(ready, Ok(0));
+    if late || ready.is_err() {
+        let _ = sys::kill(-pid, libc::SIGKILL);
+    }
+    let status = child.wait().map_err(|error| failed(&error))?;
+    if late {
+        let seconds = limit.unwrap_or_default().as_secs_f64();
+        return Err(Failure::new(
+            Code::DeadlineExceeded,
+            format!("{} was not done within {seconds}s", path.display()),
+        ));
+    }
+    if status.success() { Ok(()) } else { Err(Failure::internal(format!("{}: {status}", path.display()))) }
 }
 
 fn read_pid(path: &Path) -> Result<i32, Failure> {

@@ -2,11 +2,13 @@
 
 mod attach;
 mod calls;
+mod checkpoint;
 mod container;
 mod forward;
 mod jobs;
 mod publish;
 mod readers;
+mod restore;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -30,6 +32,7 @@ use forward::Foreign;
 use jobs::Running;
 use publish::Publisher;
 use readers::Unread;
+use restore::Pending;
 
 /// Clients at once.
 const CONNECTIONS_MAX: usize = 64;
@@ -116,6 +119,10 @@ struct Shim {
     container: Option<Process>,
     cgroups: Vec<PathBuf>,
     paused: bool,
+    /// A container made from a checkpoint, which its start restores.
+    pending: Option<Pending>,
+    /// Where the checkpoint under way goes.
+    told_checkpoint: String,
     execs: BTreeMap<String, Process>,
     jobs: Vec<Running>,
     warm: Option<Warm>,
@@ -194,6 +201,8 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
         container: None,
         cgroups: Vec::new(),
         paused: false,
+        pending: None,
+        told_checkpoint: String::new(),
         execs: BTreeMap::new(),
         jobs: Vec::new(),
         warm: None,

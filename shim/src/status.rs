@@ -8,6 +8,8 @@ use std::io;
 pub(crate) enum Code {
     /// The request makes no sense.
     InvalidArgument = 3,
+    /// The time that the caller allows is over.
+    DeadlineExceeded = 4,
     /// No such container or exec.
     NotFound = 5,
     /// There is one already.
@@ -26,6 +28,7 @@ impl Code {
     pub(crate) fn from_byte(byte: u8) -> Self {
         [
             Self::InvalidArgument,
+            Self::DeadlineExceeded,
             Self::NotFound,
             Self::AlreadyExists,
             Self::ResourceExhausted,

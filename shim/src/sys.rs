@@ -108,6 +108,12 @@ pub(crate) fn dup_high(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
+/// Leaves a descriptor open, by its number, in the programs that this process starts.
+pub(crate) fn keep_on_exec(fd: RawFd) -> io::Result<()> {
+    // SAFETY: F_SETFD touches no memory.
+    check_int(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }).map(|_| ())
+}
+
 /// `dup2`: the target stays open across exec.
 pub(crate) fn dup_onto(fd: RawFd, target: RawFd) -> io::Result<()> {
     // SAFETY: plain dup2; the targets used are 0, 1 and 2, owned by nobody.

@@ -18,7 +18,7 @@ pub(crate) fn run(pid: i32, cgroups: &[PathBuf], resources: &[u8], reporter: &Re
     }
 }
 
-fn apply(pid: i32, cgroups: &[PathBuf], resources: &[u8]) -> Result<(), Failure> {
+pub(crate) fn apply(pid: i32, cgroups: &[PathBuf], resources: &[u8]) -> Result<(), Failure> {
     let resources: LinuxResources = serde_json::from_slice(resources)
         .map_err(|error| Failure::new(Code::InvalidArgument, format!("resources: {error}")))?;
     let directory =

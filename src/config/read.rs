@@ -11,8 +11,8 @@ use super::problem::{Problem, suggestion};
 use super::reader::{Reader, name_fits};
 use super::settings::Settings;
 use super::{
-    BUILTIN_RUNTIME, Bridge, Cgroup, CgroupDriver, Config, Devices, Etcd, Grpc, Images, Listen, Log,
-    LogFormat, Metrics, Network, NetworkMode, NetworkStore, Nri, Runtime, RuntimeOptions, SeccompProfile,
+    BUILTIN_RUNTIME, Bridge, Cgroup, CgroupDriver, Checkpoint, Config, Devices, Etcd, Grpc, Images, Listen,
+    Log, LogFormat, Metrics, Network, NetworkMode, NetworkStore, Nri, Runtime, RuntimeOptions, SeccompProfile,
     Streaming, StreamingTls,
 };
 
@@ -44,6 +44,7 @@ impl Reader<'_> {
         let images = self.images();
         let network = self.network();
         let cdi_spec_dirs = self.paths("devices.cdi_spec_dirs");
+        let checkpoint = self.checkpoint();
         let nri = self.nri();
         let runtimes = self.runtimes(state.as_deref());
         let unset_seccomp_profile = self.seccomp_profile("unset_seccomp_profile");
@@ -77,10 +78,16 @@ impl Reader<'_> {
             images: images?,
             network: network?,
             devices: Devices { cdi_spec_dirs },
+            checkpoint: checkpoint?,
             nri: nri?,
             runtime_options: runtimes.keys().map(|name| (name.clone(), self.runtime_options(name))).collect(),
             runtimes,
         })
+    }
+
+    fn checkpoint(&self) -> Option<Checkpoint> {
+        let criu = self.optional_path("checkpoint.criu");
+        Some(Checkpoint { enable: self.boolean("checkpoint.enable")?, criu })
     }
 
     fn grpc(&self, state: Option<&Path>) -> Option<Grpc> {

@@ -84,6 +84,10 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("network.overlay", "How this node takes part in overlay networks (network.store = \"etcd\")."),
     ("devices", "Devices by name (CDI)."),
     (
+        "checkpoint",
+        "Checkpoints of running containers, and containers made from them. criu does it; nothing else needs it.",
+    ),
+    (
         "nri",
         "Plugins that are told of each step of pods and containers, and may change containers as they are made (NRI).",
     ),
@@ -350,6 +354,18 @@ pub(crate) const KEYS: &[Key] = &[
         Type::PathList,
         "[\"/etc/cdi\", \"/var/run/cdi\"]",
         "Directories of CDI files; a later one overrides the earlier. Read when a container asks for a device. Empty: off."
+    ),
+    key!(
+        "checkpoint.enable",
+        Type::Boolean,
+        "true",
+        "Answer CheckpointContainer, and restore containers whose image is a checkpoint. Without criu both say what is missing."
+    ),
+    key!(
+        "checkpoint.criu",
+        Type::Path,
+        "\"\"",
+        "The criu program. Empty: looked for in PATH and the system's directories whenever it is needed."
     ),
     key!(
         "nri.enable",

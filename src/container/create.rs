@@ -14,8 +14,10 @@ use oci_spec::runtime::Spec;
 
 use super::adjust::{Adjust, adjusted};
 use super::error::Error;
+use super::restore::{self, Origin};
 use super::snapshot::{ContainerSnapshot, Layout, log_path};
 use super::spec::{self, IdMaps, NamespacePaths, PodFiles, SpecInput};
+use super::start::RESTORE;
 use super::tools::{Surroundings, Tools};
 use super::{end_without_shim, remove, volumes};
 use crate::cdi;
@@ -23,7 +25,7 @@ use crate::image::{Image, LayerHold};
 use crate::meter::Stage;
 use crate::proto::berth::v1::{ContainerPhase, ContainerRecord};
 use crate::proto::runtime::v1::{ContainerConfig, ContainerUser};
-use crate::shim::{self, Shim, ShimMount};
+use crate::shim::{self, Restore, Shim, ShimMount};
 use crate::telemetry::Place;
 
 /// How the shim's creation of a container went: its process id, or why there is none.
@@ -62,7 +64,11 @@ pub(crate) async fn make(
 ) -> Result<Making, Error> {
     crate::cgroup::prime(tools.host.cgroup);
     let reference = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
-    let image = tools.images.get(&reference).ok_or(Error::NoImage { reference: reference.clone() })?;
+    let origin = restore::find(tools, pod, &reference).await?;
+    let image = match &origin {
+        Some(origin) => Arc::clone(&origin.base),
+        None => tools.images.get(&reference).ok_or(Error::NoImage { reference: reference.clone() })?,
+    };
     let log = log_path(&pod.config, &config);
     if let Some(directory) = log.as_deref().and_then(Path::parent)
         && !directory.is_dir()
@@ -72,6 +78,7 @@ pub(crate) async fn make(
     let mounted = mounted_images(tools, &mut config)?;
     let chains: Vec<_> = std::iter::once(&image)
         .chain(mounted.iter().flatten())
+        .chain(origin.iter().filter_map(|origin| origin.image.as_ref()))
         .flat_map(|image| image.chain.clone())
         .collect();
     let hold = tools.images.hold_chains(&chains);
@@ -89,7 +96,8 @@ pub(crate) async fn make(
     };
     tools.records.put(&id, &record).await?;
     let mut record = record;
-    let made = make_recorded(tools, pod, &mut record, &image, &mounted, target_pid, adjust).await;
+    let from = MadeFrom { image: &image, mounted: &mounted, origin };
+    let made = make_recorded(tools, pod, &mut record, from, target_pid, adjust).await;
     match made.map(|(shim, creation)| (record.clone(), shim, creation)) {
         Ok((record, shim, creation)) => Ok(Making { record, shim, creation, hold }),
         Err(error) => {
@@ -127,15 +135,24 @@ fn cgroups_path(tools: &Tools, pod: &Surroundings, id: &str) -> Result<String, E
     Ok(format!("/{}", tools.naming.container_path(&parent, id)?.display()))
 }
 
+/// What a container is made from.
+struct MadeFrom<'a> {
+    image: &'a Arc<Image>,
+    /// The images that its mounts name, one place a mount.
+    mounted: &'a [Option<Arc<Image>>],
+    /// The checkpoint that it continues.
+    origin: Option<Origin>,
+}
+
 async fn make_recorded(
     tools: &Arc<Tools>,
     pod: &Arc<Surroundings>,
     record: &mut ContainerRecord,
-    image: &Arc<Image>,
-    mounted: &[Option<Arc<Image>>],
+    from: MadeFrom<'_>,
     target_pid: Option<u32>,
     adjust: Option<Adjust>,
 ) -> Result<(Shim, Creation), Error> {
+    let MadeFrom { image, mounted, origin } = from;
     let layout = tools.layout(&record.id);
     let lower = tools.images.lower_dirs(image).await?;
     let mut image_layers = Vec::new();
@@ -151,7 +168,13 @@ async fn make_recorded(
         let (record, layout) = (record.clone(), layout.clone());
         let layers = Layers { root: lower.clone(), mounts: image_layers };
         let preparing = tokio::task::spawn_blocking(move || {
-            let prepared = prepare(&tools, &pod, &record, &image, &layout, &layers, target_pid)?;
+            let mut prepared = prepare(&tools, &pod, &record, &image, &layout, &layers, target_pid)?;
+            if let Some(origin) = origin {
+                let images = origin.settle(&layout, &layers.root, tools.images.limits())?;
+                let work = layout.bundle.join("criu");
+                prepared.restore =
+                    Some(Restore { images, work, criu: tools.checkpoint.program()?, limit: RESTORE });
+            }
             if final_spec {
                 write_bundle(&layout.bundle, &prepared.spec)?;
             }
@@ -197,10 +220,12 @@ async fn make_recorded(
         let (maps, label) = (spec::user_namespace(&pod.config)?, prepared.mount_label.as_deref());
         let (shim, rootfs) = (shim.clone(), overlay(&lower, &layout, maps.as_ref(), label));
         let (id, stages, place) = (record.id.clone(), tools.stages.clone(), Place::here());
+        let restore = prepared.restore.clone();
         // A task of its own: it goes on while nobody waits for it.
         let task = tokio::spawn(async move {
             let stderr = if terminal { String::new() } else { output.clone() };
-            let creating = shim.create(vec![rootfs], input.to_owned(), output, stderr, terminal);
+            let creating =
+                shim.create(vec![rootfs], input.to_owned(), output, stderr, terminal, restore.as_ref());
             let result = stages.time_at(&place, Stage::ContainerRuntimeCreate, creating).await;
             if let Err(error) = &result {
                 tracing::warn!(container = id, error = crate::error::chain(error), "creating the container");
@@ -240,6 +265,8 @@ struct Prepared {
     mount_label: Option<String>,
     spec: Spec,
     notes: Vec<String>,
+    /// What to continue instead of beginning.
+    restore: Option<Restore>,
 }
 
 /// Makes the directories and builds the specification. Reads the image's files, so it runs on a thread that may block.
@@ -313,6 +340,7 @@ fn prepare(
         mount_label,
         spec: built.spec,
         notes: built.notes,
+        restore: None,
     })
 }
 

@@ -106,6 +106,9 @@ pub enum Error {
     /// A device by name could not be had.
     #[error(transparent)]
     Device(#[from] cdi::Error),
+    /// A checkpoint could not be made or used.
+    #[error(transparent)]
+    Checkpoint(#[from] super::checkpoint::Error),
     /// A worker thread was stopped.
     #[error("{0} was cut off by the daemon's shutdown")]
     Interrupted(&'static str),
@@ -128,6 +131,7 @@ impl Classify for Error {
             Self::StillRuns { .. } | Self::ExecTimedOut { .. } => Kind::DeadlineExceeded,
             Self::Refused(error) => error.kind(),
             Self::Device(error) => error.kind(),
+            Self::Checkpoint(error) => error.kind(),
             Self::Interrupted(_) => Kind::Cancelled,
         }
     }

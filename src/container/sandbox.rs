@@ -53,7 +53,9 @@ async fn run(tools: &Tools, pod: &Surroundings, record: &ContainerRecord) -> Res
     bundle_at(&bundle, &spec(pod, &record.cgroups_path))?;
     let shim = tools.launcher.spawn(&record.id, &bundle, &pod.handler.backend)?;
     let cannot = |source| Error::CannotRun { id: record.id.clone(), source: std::sync::Arc::new(source) };
-    shim.create(Vec::new(), String::new(), String::new(), String::new(), false).await.map_err(cannot)?;
+    shim.create(Vec::new(), String::new(), String::new(), String::new(), false, None)
+        .await
+        .map_err(cannot)?;
     shim.start("").await.map_err(cannot)?;
     Ok(())
 }

@@ -1,10 +1,16 @@
 //! Running a container's command.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::create::Creation;
 use super::error::Error;
 use crate::shim::Shim;
+
+/// How long a container may take to be restored.
+pub(super) const RESTORE: Duration = Duration::from_secs(600);
+/// What its shim may take beside criu's time.
+const AROUND: Duration = Duration::from_secs(60);
 
 /// Waits for the creation to be over, then runs the command. Returns the process id.
 ///
@@ -13,6 +19,11 @@ use crate::shim::Shim;
 pub(crate) async fn start(id: &str, shim: &Shim, creation: Creation) -> Result<u32, Error> {
     let cannot = |source| Error::CannotRun { id: id.to_owned(), source };
     let pid = creation.await.map_err(cannot)?;
-    shim.start("").await.map_err(|error| cannot(Arc::new(error)))?;
+    let failed = |error| cannot(Arc::new(error));
+    if pid == 0 {
+        // To be restored: there is no process before that, and reading its memory takes its time.
+        return shim.start_within("", RESTORE + AROUND).await.map_err(failed);
+    }
+    shim.start("").await.map_err(failed)?;
     Ok(pid)
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::checkpoint::CheckpointOptions;
 use super::snapshot::Layout;
 use super::spec::{self, HandlerOptions};
 use crate::cdi;
@@ -43,6 +44,8 @@ pub(crate) struct Tools {
     pub(crate) stages: Stages,
     /// Devices by name.
     pub(crate) devices: cdi::Registry,
+    /// Whether and by what there are checkpoints.
+    pub(crate) checkpoint: CheckpointOptions,
 }
 
 impl Tools {

@@ -1,6 +1,7 @@
 //! RuntimeService: pods, containers and the runtime itself. Each call is a file below.
 
 mod attach;
+mod checkpoint_container;
 mod container_stats;
 mod container_status;
 mod create_container;
@@ -139,6 +140,7 @@ service! {
         list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
         update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse;
+        checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
         exec(ExecRequest) -> ExecResponse;
         attach(AttachRequest) -> AttachResponse;
         port_forward(PortForwardRequest) -> PortForwardResponse;
@@ -152,7 +154,6 @@ service! {
         get_container_events(GetEventsRequest) -> ContainerEventResponse as GetContainerEventsStream;
     }
     unbuilt {
-        checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse, "CheckpointContainer";
         checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse, "CheckpointPod";
         restore_pod(RestorePodRequest) -> RestorePodResponse, "RestorePod";
     }

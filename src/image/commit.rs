@@ -135,7 +135,8 @@ impl Images {
             layer.media_type = oci(&layer.media_type).to_owned();
         }
         layers.push(packed.descriptor.clone());
-        let manifest = Manifest { config: Descriptor::of(manifest::OCI_CONFIG, &raw), layers };
+        let manifest =
+            Manifest { config: Descriptor::of(manifest::OCI_CONFIG, &raw), layers, checkpoint: false };
         let mut document = json!({"schemaVersion": 2, "mediaType": manifest::OCI_MANIFEST});
         if let (Some(document), Ok(Value::Object(inner))) =
             (document.as_object_mut(), serde_json::to_value(&manifest))

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 
 use oci_spec::image::ImageConfiguration;
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::digest::{ChainId, Digest};
 
@@ -145,6 +146,18 @@ pub struct Manifest {
     pub config: Descriptor,
     /// The layers, bottom first.
     pub layers: Vec<Descriptor>,
+    /// Whether its annotations say that it holds a container's checkpoint.
+    #[serde(default, rename = "annotations", deserialize_with = "holds_checkpoint", skip_serializing)]
+    pub checkpoint: bool,
+}
+
+/// What says that an image holds a checkpoint: checkpointctl's word, and CRI-O's older one.
+const CHECKPOINT: [&str; 2] =
+    ["org.criu.checkpoint.container.name", "io.kubernetes.cri-o.annotations.checkpoint.name"];
+
+fn holds_checkpoint<'de, D: Deserializer<'de>>(annotations: D) -> Result<bool, D::Error> {
+    let annotations = Option::<BTreeMap<String, IgnoredAny>>::deserialize(annotations)?.unwrap_or_default();
+    Ok(CHECKPOINT.iter().any(|name| annotations.contains_key(*name)))
 }
 
 /// An index of manifests.
@@ -273,6 +286,25 @@ mod tests {
         assert!(matches!(read(b"<html>", "text/html"), Err(Error::Json { .. })));
         let large = vec![b' '; usize::try_from(MANIFEST_LIMIT).unwrap() + 1];
         assert!(matches!(read(&large, OCI_MANIFEST), Err(Error::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_checkpoint_is_known_by_its_annotation() {
+        let manifest = |annotations: serde_json::Value| {
+            let descriptor = serde_json::json!({"digest": Digest::of(b"x").to_string(), "size": 1});
+            let text = serde_json::json!({"config": descriptor, "layers": [], "annotations": annotations});
+            serde_json::from_value::<Manifest>(text).unwrap()
+        };
+        assert!(manifest(serde_json::json!({"org.criu.checkpoint.container.name": "web"})).checkpoint);
+        assert!(
+            manifest(serde_json::json!({"io.kubernetes.cri-o.annotations.checkpoint.name": "web"}))
+                .checkpoint
+        );
+        for others in [serde_json::json!({"a": "b"}), serde_json::json!({}), serde_json::Value::Null] {
+            assert!(!manifest(others).checkpoint);
+        }
+        let written = serde_json::to_value(manifest(serde_json::json!({"a": "b"}))).unwrap();
+        assert!(written.get("annotations").is_none(), "{written}");
     }
 
     #[test]

@@ -91,9 +91,32 @@ pub(crate) struct Bounds<'a> {
 
 /// Writes what is in `directory` (not the directory itself) as a tar archive with its end.
 pub(crate) fn directory<W: Write>(directory: OwnedFd, writer: W, bounds: Bounds<'_>) -> Result<W, Error> {
-    let mut packer = Packer { writer, bounds, links: HashMap::new(), entries: 0, bytes: 0 };
+    let mut packer = Packer { writer, bounds, links: HashMap::new(), entries: 0, bytes: 0, hidden: None };
     packer.children(&directory, &mut Vec::new(), 0)?;
     packer.end()
+}
+
+/// What a writable layer hides of those below it: names relative to its root.
+#[derive(Debug, Default)]
+pub(crate) struct Hidden {
+    /// Files and directories that are gone.
+    pub(crate) deleted: Vec<Vec<u8>>,
+    /// Directories of which only what the layer itself has is there.
+    pub(crate) opaque: Vec<Vec<u8>>,
+}
+
+/// The same of a writable layer, without marks: what they say is the second answer.
+pub(crate) fn changes<W: Write>(
+    directory: OwnedFd,
+    writer: W,
+    bounds: Bounds<'_>,
+) -> Result<(W, Hidden), Error> {
+    let hidden = Some(Hidden::default());
+    let bounds = Bounds { overlay: true, ..bounds };
+    let mut packer = Packer { writer, bounds, links: HashMap::new(), entries: 0, bytes: 0, hidden };
+    packer.children(&directory, &mut Vec::new(), 0)?;
+    let hidden = packer.hidden.take().unwrap_or_default();
+    Ok((packer.end()?, hidden))
 }
 
 struct Packer<'a, W> {
@@ -103,6 +126,8 @@ struct Packer<'a, W> {
     links: HashMap<(u64, u64), Vec<u8>>,
     entries: u64,
     bytes: u64,
+    /// Takes what would be marks.
+    hidden: Option<Hidden>,
 }
 
 /// Extended attributes: names and values.
@@ -217,6 +242,10 @@ impl<W: Write> Packer<'_, W> {
 
     fn node(&mut self, node: &Node, path: &mut Vec<u8>, name: &CString, depth: usize) -> Result<(), Error> {
         if self.bounds.overlay && node.kind == FileType::CharacterDevice && node.stat.st_rdev == 0 {
+            if let Some(hidden) = &mut self.hidden {
+                hidden.deleted.push(path.clone());
+                return Ok(());
+            }
             let at = path.len() - name.as_bytes().len();
             let mut mark = path.get(..at).unwrap_or_default().to_vec();
             mark.extend_from_slice(b".wh.");
@@ -232,7 +261,10 @@ impl<W: Write> Packer<'_, W> {
                 entry.push(b'/');
                 self.header(node, tar::EntryType::Directory, &entry, &[], 0)?;
                 if self.bounds.overlay && self.is_opaque(node, path)? {
-                    self.empty(&[path.as_slice(), b"/.wh..wh..opq"].concat())?;
+                    match &mut self.hidden {
+                        Some(hidden) => hidden.opaque.push(path.clone()),
+                        None => self.empty(&[path.as_slice(), b"/.wh..wh..opq"].concat())?,
+                    }
                 }
                 self.children(&opened, path, depth + 1)
             }

@@ -26,7 +26,9 @@ use crate::cdi;
 use crate::cgroup;
 use crate::cni::Cni;
 use crate::container::spec;
-use crate::container::{self, ContainerSnapshot, ContainerState, ExecOutput, Handler, Tools};
+use crate::container::{
+    self, CheckpointOptions, ContainerSnapshot, ContainerState, ExecOutput, Handler, Tools,
+};
 use crate::image::Images;
 use crate::meter::Stages;
 use crate::proto::berth::v1::{PodPhase, PodRecord};
@@ -57,6 +59,8 @@ pub struct Options {
     pub stages: Stages,
     /// Devices by name.
     pub devices: cdi::Registry,
+    /// Whether and by what there are checkpoints.
+    pub checkpoint: CheckpointOptions,
     /// Who is told of each step, if anybody can be.
     pub lifecycle: Option<Arc<dyn Lifecycle>>,
     /// Plugins that may attach them instead.
@@ -87,6 +91,7 @@ impl Pods {
             naming: options.naming,
             stages: options.stages,
             devices: options.devices,
+            checkpoint: options.checkpoint,
         };
         let handlers = options.handlers.into_iter().map(|handler| (handler.name.clone(), Arc::new(handler)));
         let shared = Shared {
@@ -296,6 +301,36 @@ impl Pods {
         let (_, container) = self.container(id).ok_or_else(|| no_container(id))?;
         let shim = running(&container, "ReopenContainerLog")?;
         shim.reopen_log().await.map_err(|error| Error::Container(error.into()))
+    }
+
+    /// Writes a checkpoint of the running container to `location`, an absolute path at which nothing is. The container runs on.
+    /// `limit` is how long criu may take.
+    ///
+    /// # Errors
+    /// [`Error::ContainerState`] when it does not run; [`container::CheckpointError`].
+    pub async fn checkpoint_container(
+        &self,
+        id: &str,
+        location: PathBuf,
+        limit: Option<Duration>,
+    ) -> Result<(), Error> {
+        let (pod, container) = self.container(id).ok_or_else(|| no_container(id))?;
+        let shim = running(&container, "CheckpointContainer")?.clone();
+        let handler = match pod.runtime_handler.as_str() {
+            "" => &self.shared.default_handler,
+            name => name,
+        };
+        let handler = self.shared.handlers.get(handler).cloned();
+        let handler = handler.ok_or_else(|| no_container(id))?;
+        let subject = container::Subject { container, pod: Arc::clone(&pod.config), handler, shim };
+        container::checkpoint(&self.shared.tools, subject, location, limit)
+            .await
+            .map_err(|error| Error::Container(error.into()))
+    }
+
+    /// Whether checkpoints can be made here. Asks criu, the first time.
+    pub async fn checkpoint_state(&self) -> container::CheckpointState {
+        self.shared.tools.checkpoint.state().await
     }
 
     /// Joins a running pod to one more network. An empty interface name in `options` is chosen.

@@ -13,6 +13,7 @@ use crate::cdi::Registry;
 use crate::cgroup;
 use crate::cni::{self, Cni};
 use crate::config::{CgroupDriver, Config, Etcd, Loaded, NetworkMode, NetworkStore, Runtime, SeccompProfile};
+use crate::container::CheckpointOptions;
 use crate::container::spec::{self, HandlerOptions, SeccompDefault};
 use crate::cri::{Facts, Handler};
 use crate::image::{self, Images, Limits};
@@ -224,6 +225,7 @@ fn pod_options(
         default_network: config.network.default.clone(),
         stages: meter.stages.clone(),
         devices: Registry::new(config.devices.cdi_spec_dirs.clone()),
+        checkpoint: CheckpointOptions::new(config.checkpoint.enable, config.checkpoint.criu.clone()),
         lifecycle: None,
         cni,
     })

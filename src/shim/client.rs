@@ -12,6 +12,7 @@ use tracing::{Instrument as _, Span};
 use ttrpc::asynchronous::Client;
 use ttrpc::context::{self, Context};
 
+use super::checkpoint::Restore;
 use super::error::Error;
 use super::socket;
 use crate::telemetry::{TRACEPARENT, traceparent};
@@ -64,9 +65,9 @@ pub enum TaskState {
 /// A connection to the shim of one container. Clones share it.
 #[derive(Clone)]
 pub struct Shim {
-    id: String,
+    pub(super) id: String,
     bundle: PathBuf,
-    task: TaskClient,
+    pub(super) task: TaskClient,
     raw: Client,
 }
 
@@ -99,7 +100,8 @@ impl Shim {
     }
 
     /// Creates the container of the bundle's `config.json`: everything but running its command. `stdout` and `stderr`
-    /// are `cri-log://PATH` or "" (discarded), `stdin` the path of a FIFO or "". Returns the process id.
+    /// are `cri-log://PATH` or "" (discarded), `stdin` the path of a FIFO or "". Returns the process id. A container that is
+    /// to be restored has none before its start.
     ///
     /// # Errors
     /// [`Error::Refused`] with the shim's reason: a command that is not there, a mount source that is missing.
@@ -110,8 +112,12 @@ impl Shim {
         stdout: String,
         stderr: String,
         terminal: bool,
+        restore: Option<&Restore>,
     ) -> Result<u32, Error> {
+        let (checkpoint, options) = restore.map(Restore::message).unzip();
         let request = api::CreateTaskRequest {
+            checkpoint: checkpoint.unwrap_or_default(),
+            options: options.into(),
             id: self.id.clone(),
             bundle: self.bundle.to_string_lossy().into_owned(),
             rootfs: rootfs
@@ -137,9 +143,14 @@ impl Shim {
     /// # Errors
     /// [`Error::Refused`] with the reason, [`Error::Lost`] when the shim ended.
     pub async fn start(&self, exec: &str) -> Result<u32, Error> {
+        self.start_within(exec, ANSWER).await
+    }
+
+    /// The same of what may take longer, as a restore does.
+    pub(crate) async fn start_within(&self, exec: &str, limit: Duration) -> Result<u32, Error> {
         let request =
             api::StartRequest { id: self.id.clone(), exec_id: exec.to_owned(), ..Default::default() };
-        Ok(self.call("Start", ANSWER, |context| self.task.start(context, &request)).await?.pid)
+        Ok(self.call("Start", limit, |context| self.task.start(context, &request)).await?.pid)
     }
 
     /// Waits until the container, or its exec `exec`, has ended. Returns its exit status. No time limit.
@@ -289,7 +300,7 @@ impl Shim {
         }
     }
 
-    async fn call<T, F>(
+    pub(super) async fn call<T, F>(
         &self,
         call: &'static str,
         limit: Duration,

@@ -89,6 +89,7 @@ impl Classify for Error {
             Self::TimedOut { .. } => Kind::DeadlineExceeded,
             Self::Refused { code, .. } => match *code {
                 3 => Kind::InvalidArgument,
+                4 => Kind::DeadlineExceeded,
                 NOT_FOUND => Kind::NotFound,
                 6 => Kind::AlreadyExists,
                 8 => Kind::ResourceExhausted,

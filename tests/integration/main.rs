@@ -11,6 +11,7 @@ mod support;
 mod apparmor;
 mod bad_input;
 mod cdi;
+mod checkpoint;
 mod client;
 mod client_interactive;
 mod cluster;
@@ -73,6 +74,7 @@ fn main() {
             apparmor::trials(),
             bad_input::trials(),
             cdi::trials(),
+            checkpoint::trials(),
             client::trials(),
             client_interactive::trials(),
             commit::trials(),

@@ -1,5 +1,6 @@
 //! Makes OCI images in memory: from Debian's static busybox, or from any bytes.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -119,6 +120,7 @@ pub(crate) struct Image {
     config: Value,
     layers: Vec<Blob>,
     docker: bool,
+    annotations: BTreeMap<String, String>,
 }
 
 impl Image {
@@ -136,6 +138,7 @@ impl Image {
             }),
             layers: Vec::new(),
             docker: false,
+            annotations: BTreeMap::new(),
         }
     }
 
@@ -158,6 +161,17 @@ impl Image {
     pub(crate) fn docker(mut self) -> Self {
         self.docker = true;
         self
+    }
+
+    /// Adds an annotation to the manifest.
+    pub(crate) fn annotation(mut self, name: &str, value: &str) -> Self {
+        self.annotations.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Adds a layer whose archive is there already.
+    pub(crate) fn archive(self, tar: &[u8]) -> Self {
+        self.layer_blob(pack(tar, Packing::Gzip))
     }
 
     /// Adds a layer.
@@ -202,10 +216,13 @@ impl Image {
                 descriptor
             })
             .collect();
-        let manifest = json!({
+        let mut manifest = json!({
             "schemaVersion": 2, "mediaType": media_type,
             "config": self.config_blob().descriptor(), "layers": layers
         });
+        if !self.annotations.is_empty() {
+            manifest["annotations"] = json!(self.annotations);
+        }
         Blob::new(media_type, serde_json::to_vec(&manifest).unwrap())
     }
 

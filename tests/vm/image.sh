@@ -51,6 +51,12 @@ program() {
 
 program docker-registry etcd etcdctl runc crun containerd ctr containerd-shim-runc-v2 nft ip conntrack skopeo openssl unshare setpriv
 add /usr/lib/cni/bridge /usr/lib/cni/host-local /usr/lib/cni/portmap /usr/lib/cni/bandwidth /usr/lib/cni/loopback
+# criu comes with all that it needs (tests/setup.sh criu).
+if [ -x ../../target/criu/criu ]; then
+    mkdir -p "$root/usr/lib/criu"
+    cp -R ../../target/criu/. "$root/usr/lib/criu/"
+    ln -s ../lib/criu/criu "$root/usr/sbin/criu"
+fi
 # Debug information is of no use there, and large.
 stripped() { # SOURCE TARGET
     add "$1" && rm "$root$1"

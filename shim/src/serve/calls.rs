@@ -25,9 +25,9 @@ use crate::stream::{Fifo, Sink};
 use crate::sys;
 use crate::{delete, metrics, update};
 
-use super::Shim;
 use super::container::{Exit, Phase, Process, Reply};
 use super::jobs::{Purpose, Running, unsigned};
+use super::{Shim, restore};
 
 /// Execs at once.
 const EXECS_MAX: usize = 1024;
@@ -144,6 +144,7 @@ impl Shim {
             "ResizePty" => self.resize(reply, &parse(payload)?),
             "CloseIO" => self.close_io(reply, &parse(payload)?),
             "Update" => self.update(reply, &parse(payload)?),
+            "Checkpoint" => self.checkpoint(reply, parse(payload)?),
             "Wait" => self.wait(reply, &parse(payload)?),
             "Connect" => self.connect(reply),
             "Stats" => self.stats(reply),
@@ -162,12 +163,7 @@ impl Shim {
                 format!("this shim is for {}, not {}", self.id, request.id),
             ));
         }
-        if !request.checkpoint.is_empty() {
-            return Err(Failure::new(
-                Code::Unimplemented,
-                "creating from a checkpoint is not implemented by this shim",
-            ));
-        }
+        let source = restore::source(&request, self.binary.is_some())?;
         self.tell_later(&request);
         self.forget_unread("");
         self.keep_open("", [&request.stdout, &request.stderr]);
@@ -192,6 +188,9 @@ impl Shim {
             stderr,
             seccomp_cache: self.seccomp_cache.clone(),
         };
+        if let Some(source) = source {
+            return self.create_later(reply, source, creation, purpose);
+        }
         let keep = create::descriptors(&creation);
         let binary = self.binary.clone();
         let job = job::spawn(&keep, move |reporter| match binary {
@@ -212,6 +211,9 @@ impl Shim {
         let container = self.container.as_mut().ok_or_else(|| not_found(""))?;
         if !matches!(container.phase, Phase::Created) {
             return Err(refused("the container is not waiting for a start"));
+        }
+        if let Some(pending) = self.pending.take() {
+            return self.restore(reply, pending);
         }
         let (id, bundle, binary) = (self.id.clone(), self.bundle.clone(), self.binary.clone());
         if binary.is_none()
@@ -353,9 +355,10 @@ impl Shim {
         }
         match process.phase {
             Phase::Starting | Phase::Running => return Err(refused("the container is running")),
-            Phase::Created => {
+            Phase::Created if process.pid > 0 => {
                 let _ = sys::kill(process.pid, libc::SIGKILL);
             }
+            Phase::Created => {}
             Phase::Stopped(_) => {}
         }
         if self.busy() {
@@ -379,6 +382,11 @@ impl Shim {
         let exec_id = request.exec_id.as_str();
         let process = self.process_mut(exec_id).ok_or_else(|| not_found(exec_id))?;
         let (pid, ended) = (process.pid, process.exit().is_some());
+        if exec_id.is_empty() && signal == libc::SIGKILL && self.pending.take().is_some() {
+            self.ended("", sys::Reaped { pid: 0, code: 128 + signal, signal });
+            self.answer(reply, &api::Empty::default());
+            return Ok(());
+        }
         if request.all {
             let directory = if exec_id.is_empty() {
                 cgroup::for_killing(&self.cgroups).cloned()

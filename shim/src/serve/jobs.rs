@@ -28,6 +28,8 @@ pub(super) enum Purpose {
     Exec { exec_id: String, terminal: Option<Sink>, stdin: Option<OwnedFd> },
     Delete,
     Update,
+    Checkpoint,
+    Restore { copies: Vec<(OwnedFd, Sink)>, terminal: Option<Sink>, stdin: Option<OwnedFd> },
 }
 
 /// A job and what it has reported so far.
@@ -183,6 +185,25 @@ impl Shim {
                 Ok(()) => self.answer(reply, &api::Empty::default()),
                 Err(failure) => self.refuse(reply, &failure),
             },
+            Purpose::Restore { copies, terminal, stdin } => {
+                if let Err(failure) = result {
+                    self.ended("", Reaped { pid: 0, code: 128, signal: 0 });
+                    return self.refuse(reply, &failure);
+                }
+                self.cgroups = cgroups;
+                for (source, sink) in copies {
+                    self.streams.push(Stream::new("", source, sink).shown_to(&self.audience));
+                }
+                if let Some(container) = self.container.as_mut() {
+                    container.pid = pid;
+                    container.phase = Phase::Running;
+                }
+                self.connect_terminal("", master, terminal, stdin);
+                self.tell_started(unsigned(pid));
+                self.answer(reply, &api::StartResponse { pid: unsigned(pid), ..Default::default() });
+                self.claim_stray("", pid);
+            }
+            Purpose::Checkpoint => self.checkpointed(reply, result),
         }
     }
 

@@ -44,6 +44,7 @@ impl Cli {
             Command::Rm(rm) => rm.execute(address).await,
             Command::Inspect(inspect) => inspect.execute(address).await,
             Command::Pull(pull) => pull.execute(address).await,
+            Command::Checkpoint(checkpoint) => checkpoint.execute(address).await,
             Command::Commit(commit) => commit.execute(address).await,
             Command::Push(push) => push.execute(address).await,
             Command::Tag(tag) => tag.execute(address).await,
@@ -95,6 +96,8 @@ pub(crate) enum Command {
     Inspect(commands::inspect::Inspect),
     /// Pull images from their registries
     Pull(commands::pull::Pull),
+    /// Write a running container, with its memory, to an archive
+    Checkpoint(commands::checkpoint::Checkpoint),
     /// Make an image of a container
     Commit(commands::commit::Commit),
     /// Push images to their registries

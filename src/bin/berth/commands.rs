@@ -1,6 +1,7 @@
 //! The commands, a file each.
 
 pub(crate) mod attach;
+pub(crate) mod checkpoint;
 pub(crate) mod commit;
 pub(crate) mod completions;
 pub(crate) mod config;

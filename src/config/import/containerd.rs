@@ -102,6 +102,7 @@ pub(super) const RULES: &[Rule] = &[
     rule("cri.registry.configs.*", Missing(CERTS)),
     rule("cri.registry.auths.*", Missing("credentials come with the kubelet's pulls")),
     rule("cri.registry.headers.*", Missing(CERTS)),
+    rule("cri.enable_criu", Becomes("checkpoint.enable", switch)),
     rule("cri.enable_cdi", Becomes("devices.cdi_spec_dirs", no_devices)),
     rule("cri.cdi_spec_dirs", Becomes("devices.cdi_spec_dirs", same)),
     rule("cri.max_container_log_line_size", Needless("lines are cut at 16 KiB, as the kubelet expects")),

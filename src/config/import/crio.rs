@@ -88,7 +88,7 @@ pub(super) const RULES: &[Rule] = &[
     rule("crio.runtime.allowed_devices", Missing("CDI names devices")),
     rule("crio.runtime.hooks_dir", Missing("NRI plugins add hooks")),
     rule("crio.runtime.pids_limit", Missing("the kubelet's podPidsLimit")),
-    rule("crio.runtime.enable_criu_support", Missing("there is no checkpoint yet")),
+    rule("crio.runtime.enable_criu_support", Becomes("checkpoint.enable", switch)),
     rule("crio.runtime.workloads.*", Missing("there is nothing of the kind")),
     rule("crio.runtime.*", Missing("there is nothing of the kind")),
     rule("crio.image.pause_*", Needless("there is no pause image")),

@@ -24,7 +24,7 @@ pub(super) async fn call(face: &RuntimeFace, request: StatusRequest) -> Result<S
     };
     Ok(StatusResponse {
         status: Some(RuntimeStatus { conditions: vec![ready("RuntimeReady"), network] }),
-        info: if request.verbose { info(face) } else { HashMap::new() },
+        info: if request.verbose { info(face).await } else { HashMap::new() },
         runtime_handlers: handlers(face),
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: face.facts.supplemental_groups_policy,
@@ -57,11 +57,13 @@ fn handlers(face: &RuntimeFace) -> Vec<RuntimeHandler> {
         .collect()
 }
 
-fn info(face: &RuntimeFace) -> HashMap<String, String> {
+async fn info(face: &RuntimeFace) -> HashMap<String, String> {
     let mut network = face.facts.network.clone();
     network["subnets"] = face.pods.subnets().iter().map(ToString::to_string).collect();
     let version = serde_json::json!({ "berth": face.facts.version, "api": "v1" });
+    let checkpoint = serde_json::to_string(&face.pods.checkpoint_state().await).unwrap_or_default();
     HashMap::from([
+        ("checkpoint".to_owned(), checkpoint),
         ("config".to_owned(), face.facts.config.to_string()),
         ("version".to_owned(), version.to_string()),
         ("features".to_owned(), face.facts.features.to_string()),

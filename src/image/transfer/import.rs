@@ -123,7 +123,7 @@ impl Images {
             let media_type = layer_type(&start).to_owned();
             layers.push(Descriptor { media_type, digest, size, ..Descriptor::default() });
         }
-        let manifest = Manifest { config, layers };
+        let manifest = Manifest { config, layers, checkpoint: false };
         let mut document = serde_json::json!({"schemaVersion": 2, "mediaType": manifest::OCI_MANIFEST});
         let inner = serde_json::to_value(&manifest)
             .map_err(|source| Error::Json { name: "manifest.json".to_owned(), source })?;

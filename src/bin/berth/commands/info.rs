@@ -169,6 +169,9 @@ fn text(view: &View) -> String {
     if !handlers.is_empty() {
         lines.push(("runtimes", handlers.join(", ")));
     }
+    if let Some(checkpoint) = view.info.get("checkpoint") {
+        lines.push(("checkpoints", checkpoints(checkpoint)));
+    }
     lines.push(("pods", view.pods.to_string()));
     lines.push(("containers", view.containers.to_string()));
     lines.push(("images", view.images.to_string()));
@@ -183,9 +186,26 @@ fn text(view: &View) -> String {
     lines.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
 }
 
+/// Whether criu works, and if not why.
+fn checkpoints(state: &Value) -> String {
+    let text = |name: &str| state.get(name).and_then(Value::as_str).unwrap_or_default();
+    match state.get("works").and_then(Value::as_bool) {
+        Some(true) => format!("yes (criu {})", text("version")),
+        _ => format!("no ({})", text("problem")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checkpoints_say_why_not() {
+        let state = serde_json::json!({"works": true, "version": "4.1.1", "problem": ""});
+        assert_eq!(checkpoints(&state), "yes (criu 4.1.1)");
+        let state = serde_json::json!({"works": false, "version": "", "problem": "there is no criu"});
+        assert_eq!(checkpoints(&state), "no (there is no criu)");
+    }
 
     #[test]
     fn conditions_say_why_not() {
