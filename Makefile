@@ -4,7 +4,8 @@
 #   make test    format, lints, unit tests, integration tests
 #   make test-vm the integration tests on a second kind of machine: cgroup v2, Debian's kernel, in QEMU
 #                (FILTER=containers chooses; CRITEST=/path/to/critest runs that there; tests/vm/README.md)
-#   make bench   Berth and Debian's containerd side by side; joining a network beside the bare netlink calls
+#   make bench   Berth and Debian's containerd side by side; joining a network beside the bare netlink calls; throughput beside
+#                paths made by hand
 #   make conformance CRITEST=/path/to/critest    the kubelet's view: cri-tools' suite, which you bring (docs/conformance.md)
 #   make docs    the documentation as a book, in target/docs (mdbook is built into target/tools when it is missing)
 #   make install PREFIX=/usr/local
@@ -69,6 +70,7 @@ bench: setup release
 	BERTH_BIN_DIR=$(CURDIR)/target/release $(CARGO) bench --bench lifecycle
 	$(CARGO) run --release --package berth-cni --example join_bench
 	$(CARGO) run --release --package berth-cni --example ports_bench
+	$(CARGO) run --release --package berth-cni --example throughput_bench
 
 demo: setup release
 	$(SUDO) env IMAGE="$(IMAGE)" BERTH_BIN_DIR=$(CURDIR)/target/release tests/demo.sh

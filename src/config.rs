@@ -331,6 +331,8 @@ pub struct Etcd {
     pub address: Option<IpAddr>,
     /// UDP port of VXLAN.
     pub port: u16,
+    /// UDP port of WireGuard.
+    pub wireguard_port: u16,
 }
 
 /// `[network.bridge]`

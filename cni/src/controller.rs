@@ -529,8 +529,14 @@ async fn collect(inner: Weak<Inner>, workers: Workers, gate: Arc<Gate<()>>, link
 
 impl Inner {
     fn active(&self, name: &str) -> Result<Arc<Active>> {
-        let networks = self.networks.read();
-        networks.get(name).cloned().ok_or_else(|| Error::NetworkNotFound(name.to_owned()))
+        if let Some(active) = self.networks.read().get(name) {
+            return Ok(Arc::clone(active));
+        }
+        let refused = self.overlay.as_ref().and_then(|plane| plane.refused.lock().get(name).cloned());
+        Err(match refused {
+            Some(reason) => Error::NotHere { network: name.to_owned(), reason },
+            None => Error::NetworkNotFound(name.to_owned()),
+        })
     }
 
     fn context<'a>(&'a self, kernel: &'a mut Kernel) -> Context<'a> {

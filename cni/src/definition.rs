@@ -134,10 +134,12 @@ impl NetworkRequest {
     fn overlay(&mut self, words: &mut Words, around: &Surroundings<'_>) -> Result<OverlayOptions> {
         let encrypted: Option<String> =
             words.take("encrypted", &["com.docker.network.driver.overlay.encrypted"])?;
-        if encrypted.is_some_and(|word| word != "false") {
-            let reason = "encryption between hosts is not built yet: leave it out, or encrypt the underlay";
-            return Err(Error::invalid("option", "encrypted", reason));
-        }
+        let encrypted = match encrypted.as_deref() {
+            None | Some("false") => false,
+            // Docker's users say just `--opt encrypted`.
+            Some("" | "true") => true,
+            Some(other) => return Err(Error::invalid("encrypted", other, "true or false")),
+        };
         let vni = words.take("vni", &["com.docker.network.driver.overlay.vxlanid_list"])?.unwrap_or(0);
         // 24 bits (RFC 7348, 5).
         if vni >= 1 << 24 {
@@ -153,7 +155,7 @@ impl NetworkRequest {
         }
         let subnets = std::mem::take(&mut self.subnets);
         let (bridge, vxlan) = overlay_interfaces(around.prefix, &self.name);
-        Ok(OverlayOptions { vni, bridge, vxlan, subnets, block, mtu, internal: self.internal })
+        Ok(OverlayOptions { vni, bridge, vxlan, subnets, block, mtu, internal: self.internal, encrypted })
     }
 
     fn parent(&mut self, words: &mut Words, around: &Surroundings<'_>) -> Result<ParentOptions> {
@@ -247,7 +249,7 @@ impl Words {
         let Some((word, value)) = self.options.into_iter().next() else { return Ok(()) };
         let known = match driver {
             "bridge" => "bridge, mode (nat, routed, internal), masquerade, icc, hairpin and mtu",
-            "overlay" => "vni, block and mtu",
+            "overlay" => "vni, block, encrypted and mtu",
             _ => "parent, mode and mtu",
         };
         Err(Error::invalid("option", format!("{word}={value}"), format!("driver {driver} knows {known}")))
@@ -299,6 +301,9 @@ impl NetworkDriver {
                     ("vxlan", overlay.vxlan.clone()),
                     ("vni", overlay.vni.to_string()),
                 ]);
+                if overlay.encrypted {
+                    options.insert("encrypted", true.to_string());
+                }
                 if overlay.block != 0 {
                     options.insert("block", overlay.block.to_string());
                 }
@@ -378,10 +383,10 @@ mod tests {
         };
         for (request, words) in [
             (request("cloud", &[]), "there are bridge, overlay, macvlan and ipvlan"),
-            (request("overlay", &[("encrypted", "")]), "not built yet"),
+            (request("overlay", &[("encrypted", "perhaps")]), "true or false"),
             (request("overlay", &[("vni", "16777216")]), "1 to 16777215"),
             (request("overlay", &[("block", "31")]), "block"),
-            (request("overlay", &[("icc", "true")]), "vni, block and mtu"),
+            (request("overlay", &[("icc", "true")]), "vni, block, encrypted and mtu"),
             (request("host", &[]), "there is one network of it"),
             (request("bridge", &[("speed", "fast")]), "option \"speed=fast\""),
             (request("bridge", &[("icc", "perhaps")]), "icc \"perhaps\""),

@@ -12,16 +12,17 @@ pub(crate) mod limits;
 mod none;
 mod overlay;
 mod sublink;
+pub(crate) mod tunnel;
 
 use std::{fmt, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     ipam::Pool,
     model::{Bandwidth, Endpoint, EndpointOptions, Network, NetworkDriver, Sandbox, SubnetOptions},
-    overlay::Underlay,
+    overlay::UnderlayState,
     worker::Kernel,
 };
 
@@ -33,27 +34,6 @@ pub struct Context<'a> {
     pub(crate) prefix: &'a str,
     /// Where overlays leave the host.
     pub(crate) underlay: UnderlayState,
-}
-
-/// The underlay, or why there is none.
-#[derive(Clone, Debug, Default)]
-pub(crate) enum UnderlayState {
-    /// No control plane: no overlays.
-    #[default]
-    Unconfigured,
-    /// It could not be told; the reason.
-    Unknown(String),
-    Known(Underlay),
-}
-
-impl UnderlayState {
-    fn get(&self) -> Result<Underlay> {
-        match self {
-            Self::Unconfigured => Err(Error::NoControlPlane),
-            Self::Unknown(reason) => Err(Error::NoUnderlay(reason.clone())),
-            Self::Known(underlay) => Ok(*underlay),
-        }
-    }
 }
 
 /// An address IPAM has leased for an endpoint.

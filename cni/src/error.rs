@@ -4,7 +4,11 @@ use std::{io, net::IpAddr, path::PathBuf};
 
 use ipnetwork::IpNetwork;
 
-use crate::model::Protocol;
+use crate::protocol::Protocol;
+
+mod etcd;
+
+pub use etcd::EtcdError;
 
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -232,7 +236,7 @@ pub enum Error {
         /// What was needed.
         what: String,
         /// Why it can't be had.
-        source: Box<crate::overlay::EtcdError>,
+        source: Box<EtcdError>,
     },
     /// The VNI is another network's.
     #[error("VNI {vni} is network {network:?}'s: name another with --opt vni=, or none to have one chosen")]
@@ -249,6 +253,22 @@ pub enum Error {
         vni: u32,
         /// VXLAN's port.
         port: u16,
+    },
+    /// The tunnel's port is somebody else's.
+    #[error(
+        "UDP port {port}, for WireGuard between hosts, is in use on this host: set network.overlay.wireguard_port"
+    )]
+    TunnelPort {
+        /// The port.
+        port: u16,
+    },
+    /// The network is made, but can't be on this host.
+    #[error("network {network:?} can't be on this host: {reason}")]
+    NotHere {
+        /// The network.
+        network: String,
+        /// Why not.
+        reason: String,
     },
     /// The underlay can't be told.
     #[error("this host has no address for VXLAN ({0}): set network.overlay.address to one of its own")]
@@ -336,6 +356,8 @@ impl Error {
             | Self::NoControlPlane
             | Self::VniTaken { .. }
             | Self::VniInUse { .. }
+            | Self::TunnelPort { .. }
+            | Self::NotHere { .. }
             | Self::NoUnderlay(_)
             | Self::AddressElsewhere { .. }
             | Self::AddressHeld { .. }
@@ -361,7 +383,7 @@ impl Error {
         move |source| Self::Kernel { action, source }
     }
 
-    pub(crate) fn etcd(what: impl Into<String>) -> impl FnOnce(crate::overlay::EtcdError) -> Self {
+    pub(crate) fn etcd(what: impl Into<String>) -> impl FnOnce(EtcdError) -> Self {
         let what = what.into();
         move |source| Self::Etcd { what, source: Box::new(source) }
     }

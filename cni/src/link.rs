@@ -24,6 +24,8 @@ use crate::netlink::{self, Messages, Socket, attribute, flags, native_u32};
 
 /// VXLAN devices, and what they know of other hosts.
 pub(crate) mod vxlan;
+/// WireGuard devices, and who they talk to.
+pub(crate) mod wireguard;
 
 const NEWLINK: u16 = 16;
 const DELLINK: u16 = 17;
@@ -196,6 +198,11 @@ pub(crate) struct BridgePort {
     pub(crate) hairpin: bool,
     /// Frames don't go to other isolated ports.
     pub(crate) isolated: bool,
+    /// Whether MACs behind it are learned.
+    pub(crate) learning: bool,
+    /// Whether it gets frames to MACs that nobody knows. Else it gets broadcast, multicast, and what an entry of the bridge says
+    /// ([`vxlan::add_port_entry`]).
+    pub(crate) flood: bool,
 }
 
 /// Brings a port of a bridge into service: no addresses of its own (it would take a link-local one and announce it), up.
@@ -213,6 +220,8 @@ pub(crate) fn enable_port(socket: &mut Socket, name: &str, wanted: &BridgePort) 
         LinkInfo::PortData(InfoPortData::BridgePort(vec![
             InfoBridgePort::HairpinMode(wanted.hairpin),
             InfoBridgePort::Isolated(wanted.isolated),
+            InfoBridgePort::Learning(wanted.learning),
+            InfoBridgePort::UnicastFlood(wanted.flood),
         ])),
     ]));
     let mut messages = Messages::new();

@@ -1,11 +1,13 @@
 //! The words of the model as values: networks, sandboxes, endpoints, published ports.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::resolver::Naming;
+use crate::naming::Naming;
+
+pub use crate::protocol::Protocol;
 
 /// A network as the controller knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +136,9 @@ pub struct OverlayOptions {
     pub mtu: u32,
     /// Nothing leaves it, nothing comes in.
     pub internal: bool,
+    /// Between hosts it goes through WireGuard.
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 impl OverlayOptions {
@@ -390,40 +395,6 @@ pub struct PortMapping {
     pub host_port: u16,
     /// Port in the sandbox.
     pub container_port: u16,
-}
-
-/// Transport protocols that have ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP
-    Tcp,
-    /// UDP
-    Udp,
-    /// SCTP
-    Sctp,
-}
-
-impl Protocol {
-    /// IANA's protocol number.
-    #[must_use]
-    pub fn number(self) -> u8 {
-        match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-            Self::Sctp => 132,
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Sctp => "sctp",
-        })
-    }
 }
 
 // === Counters ===

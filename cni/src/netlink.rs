@@ -199,6 +199,10 @@ impl Socket {
         Self::open(SockProtocol::NetlinkNetFilter)
     }
 
+    pub(crate) fn generic() -> io::Result<Self> {
+        Self::open(SockProtocol::NetlinkGeneric)
+    }
+
     /// A socket that hears what anybody does to nf_tables.
     pub(crate) fn nftables_events() -> io::Result<Self> {
         /// `NFNLGRP_NFTABLES`, as a bit of the groups to be bound to.

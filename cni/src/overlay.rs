@@ -28,7 +28,7 @@ pub(crate) mod view;
 use std::{
     collections::HashMap,
     fmt, fs, io,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
@@ -42,16 +42,16 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     definition::overlay_interfaces,
-    driver::UnderlayState,
     error::{Error, Result},
     link::vxlan::Entries,
     model::{Network, NetworkDriver, OverlayOptions},
+    naming::NamedPort,
     netlink::Socket,
 };
 
-pub use etcd::EtcdError;
+pub use crate::error::EtcdError;
 pub use records::Names;
-pub(crate) use underlay::Underlay;
+pub(crate) use underlay::{Underlay, UnderlayState};
 
 use etcd::Etcd;
 use records::{Keys, NetworkRecord};
@@ -74,6 +74,8 @@ pub struct Options {
     pub address: Option<IpAddr>,
     /// UDP port of VXLAN, the same on all hosts.
     pub port: u16,
+    /// UDP port of WireGuard, which encrypted networks go through; hosts may have different ones.
+    pub wireguard_port: u16,
     /// Where the host's identity is kept: on the daemon's root directory.
     pub host_file: PathBuf,
 }
@@ -121,6 +123,10 @@ pub struct RemoteEndpoint {
     pub names: Names,
     /// More names it has on this network.
     pub aliases: Vec<String>,
+    /// Names it has on every network.
+    pub known_as: Vec<String>,
+    /// Ports that can be asked for by name.
+    pub ports: Vec<NamedPort>,
 }
 
 /// Says what a sandbox is called.
@@ -151,6 +157,8 @@ pub(crate) struct Plane {
     pub(crate) host_name: String,
     pub(crate) view: Mutex<View>,
     pub(crate) underlay: Mutex<UnderlayState>,
+    /// Networks that others made and that can't be here, and why.
+    pub(crate) refused: Mutex<HashMap<String, String>>,
     pub(crate) applied: Mutex<HashMap<String, Applied>>,
     /// Networks made here, with the revision they were made at: an older view does not know them.
     pub(crate) created: Mutex<HashMap<String, i64>>,
@@ -184,6 +192,7 @@ impl Plane {
             host_name: fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
             view: Mutex::default(),
             underlay: Mutex::default(),
+            refused: Mutex::default(),
             applied: Mutex::default(),
             created: Mutex::default(),
             idle: Mutex::default(),
@@ -203,7 +212,13 @@ impl Plane {
 
     /// Looks for the underlay anew.
     pub(crate) fn look_below(&self, socket: &mut Socket) {
-        let found = match underlay::find(socket, self.options.address, self.options.port) {
+        let wanted = underlay::Wanted {
+            address: self.options.address,
+            port: self.options.port,
+            tunnel: tunnel_address(&self.host),
+            tunnel_port: self.options.wireguard_port,
+        };
+        let found = match underlay::find(socket, &wanted) {
             Ok(Ok(underlay)) => UnderlayState::Known(underlay),
             Ok(Err(reason)) => UnderlayState::Unknown(reason),
             Err(error) => UnderlayState::Unknown(error.to_string()),
@@ -316,6 +331,8 @@ impl Plane {
                 mac: endpoint.value.mac,
                 names: endpoint.value.names.clone(),
                 aliases: endpoint.value.aliases.clone(),
+                known_as: endpoint.value.known_as.clone(),
+                ports: endpoint.value.ports.clone(),
             })
             .collect()
     }
@@ -334,6 +351,7 @@ pub(crate) fn network_of(record: &NetworkRecord, prefix: &str) -> Network {
             block: record.block,
             mtu: record.mtu,
             internal: record.internal,
+            encrypted: record.encrypted,
         }),
         labels: record.labels.clone(),
         attachable: record.attachable,
@@ -349,9 +367,16 @@ pub(crate) fn record_of(network: &Network, options: &OverlayOptions) -> NetworkR
         block: options.block,
         mtu: options.mtu,
         internal: options.internal,
+        encrypted: options.encrypted,
         attachable: network.attachable,
         labels: network.labels.clone(),
     }
+}
+
+/// A host's address in the tunnel: link-local, the first half of its id (RFC 4291, 2.5.6).
+fn tunnel_address(host: &str) -> Ipv6Addr {
+    let id = host.get(..16).and_then(|half| u64::from_str_radix(half, 16).ok()).unwrap_or_default();
+    Ipv6Addr::from((0xfe80_u128 << 112) | u128::from(id))
 }
 
 /// Reads the host's id, or makes one: it outlives boots and addresses.

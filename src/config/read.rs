@@ -324,7 +324,18 @@ impl Reader<'_> {
             },
         };
         let port = self.number("network.overlay.port", 1..=65535);
-        Some(Etcd { endpoints, prefix, ca, identity, timeout: timeout?, lease: lease?, address, port: port? })
+        let wireguard_port = self.number("network.overlay.wireguard_port", 1..=65535);
+        Some(Etcd {
+            endpoints,
+            prefix,
+            ca,
+            identity,
+            timeout: timeout?,
+            lease: lease?,
+            address,
+            port: port?,
+            wireguard_port: wireguard_port?,
+        })
     }
 
     fn etcd_endpoints(&self) -> Vec<String> {

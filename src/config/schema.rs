@@ -350,6 +350,12 @@ pub(crate) const KEYS: &[Key] = &[
         "UDP port of VXLAN, the same on all nodes; 1 to 65535. 4789 is IANA's and Docker's, 8472 flannel's."
     ),
     key!(
+        "network.overlay.wireguard_port",
+        Type::Integer,
+        "51820",
+        "UDP port of WireGuard, which encrypted overlay networks go through; 1 to 65535. Other nodes may have another."
+    ),
+    key!(
         "devices.cdi_spec_dirs",
         Type::PathList,
         "[\"/etc/cdi\", \"/var/run/cdi\"]",

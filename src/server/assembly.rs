@@ -130,6 +130,7 @@ fn overlay_options(etcd: &Etcd, root: &Path) -> berth_cni::overlay::Options {
         lease: etcd.lease,
         address: etcd.address,
         port: etcd.port,
+        wireguard_port: etcd.wireguard_port,
         host_file: root.join("host-id"),
     }
 }

@@ -5,6 +5,8 @@
 //!   world 2: uplink 192.0.2.2 ──┼── br0 192.0.2.254: etcd, and whatever is outside
 //!   world 3: uplink 192.0.2.3 ──┘
 //! ```
+//!
+//! Over IPv6 there is `2001:db8::` in place of `192.0.2.`, and no IPv4 address at all.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -21,6 +23,29 @@ static NUMBER: AtomicUsize = AtomicUsize::new(0);
 
 /// The address beyond the switch.
 pub(crate) const OUTSIDE: &str = "192.0.2.254";
+/// The same over IPv6.
+pub(crate) const OUTSIDE_V6: &str = "2001:db8::254";
+
+/// What hosts and etcd are joined by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Underlay {
+    #[default]
+    V4,
+    /// IPv4 with TLS, and certificates of both sides.
+    Tls,
+    V6,
+}
+
+impl Underlay {
+    fn outside(self) -> &'static str {
+        if self == Self::V6 { OUTSIDE_V6 } else { OUTSIDE }
+    }
+
+    /// An address of the underlay's network with its prefix length; no waiting for others who have it.
+    fn address(self, last: &str) -> String {
+        if self == Self::V6 { format!("2001:db8::{last}/64 nodad") } else { format!("192.0.2.{last}/24") }
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -31,13 +56,13 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// So many hosts with a daemon each, and etcd, which speaks TLS and asks who one is or neither; all run.
-    pub(crate) async fn start(hosts: usize, tls: bool) -> Self {
+    /// So many hosts with a daemon each, and etcd; all run.
+    pub(crate) async fn start(hosts: usize, underlay: Underlay) -> Self {
         let switch = Netns::new();
         switch.ip("link add br0 type bridge");
         switch.ip("link set br0 up");
-        switch.ip(&format!("addr add {OUTSIDE}/24 dev br0"));
-        let mut etcd = Etcd::new(&switch, tls);
+        switch.ip(&format!("addr add dev br0 {}", underlay.address("254")));
+        let mut etcd = Etcd::new(&switch, underlay);
         etcd.start();
         let options = Options { network: etcd.network(), ..Options::default() };
         let mut worlds = Vec::new();
@@ -46,8 +71,8 @@ impl Cluster {
             let port = format!("port{number}");
             world.netns.connect_as("uplink", &switch, &port);
             switch.ip(&format!("link set {port} master br0"));
-            world.netns.ip(&format!("addr add 192.0.2.{number}/24 dev uplink"));
-            world.netns.ip(&format!("route add default via {OUTSIDE}"));
+            world.netns.ip(&format!("addr add dev uplink {}", underlay.address(&number.to_string())));
+            world.netns.ip(&format!("route add default via {}", underlay.outside()));
             world.daemon.spawn();
             worlds.push(world);
         }
@@ -90,8 +115,8 @@ impl Cluster {
     }
 }
 
-/// A test on so many hosts, `async fn(&mut Cluster)`; etcd may ask for certificates.
-pub(crate) fn trial<F>(name: &str, hosts: usize, tls: bool, test: F) -> Trial
+/// A test on so many hosts, `async fn(&mut Cluster)`.
+pub(crate) fn trial<F>(name: &str, hosts: usize, underlay: Underlay, test: F) -> Trial
 where
     F: for<'a> ClusterTest<'a> + Send + 'static,
 {
@@ -99,7 +124,7 @@ where
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
             let work = async {
-                let mut cluster = Cluster::start(hosts, tls).await;
+                let mut cluster = Cluster::start(hosts, underlay).await;
                 test.call(&mut cluster).await;
                 cluster.finish().await;
             };
@@ -128,13 +153,13 @@ where
 
 /// The `[network]` section of a host whose etcd is nowhere.
 pub(crate) fn network_without_etcd() -> String {
-    section("http", "")
+    section("http", OUTSIDE, "")
 }
 
 /// Leases are short, so that tests of their end are.
-fn section(scheme: &str, more: &str) -> String {
+fn section(scheme: &str, address: &str, more: &str) -> String {
     format!(
-        "mode = \"builtin\"\nstore = \"etcd\"\n[network.etcd]\nendpoints = [\"{scheme}://{OUTSIDE}:2379\"]\nlease = \"4s\"\n\
+        "mode = \"builtin\"\nstore = \"etcd\"\n[network.etcd]\nendpoints = [\"{scheme}://{address}:2379\"]\nlease = \"4s\"\n\
          timeout = \"2s\"\n{more}"
     )
 }
@@ -158,17 +183,17 @@ pub(crate) fn eventually<T>(what: &str, mut check: impl FnMut() -> Result<T, Str
 pub(crate) struct Etcd {
     netns: Netns,
     directory: PathBuf,
-    tls: bool,
+    underlay: Underlay,
     process: Option<Child>,
 }
 
 impl Etcd {
-    fn new(netns: &Netns, tls: bool) -> Self {
+    fn new(netns: &Netns, underlay: Underlay) -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = PathBuf::from(format!("/run/etcd-{number}"));
         std::fs::create_dir_all(&directory).unwrap();
-        let etcd = Self { netns: netns.clone(), directory, tls, process: None };
-        if tls {
+        let etcd = Self { netns: netns.clone(), directory, underlay, process: None };
+        if underlay == Underlay::Tls {
             etcd.certificates();
         }
         etcd
@@ -192,7 +217,11 @@ impl Etcd {
     }
 
     fn url(&self) -> String {
-        format!("{}://{OUTSIDE}:2379", if self.tls { "https" } else { "http" })
+        match self.underlay {
+            Underlay::V4 => format!("http://{OUTSIDE}:2379"),
+            Underlay::Tls => format!("https://{OUTSIDE}:2379"),
+            Underlay::V6 => format!("http://[{OUTSIDE_V6}]:2379"),
+        }
     }
 
     fn file(&self, name: &str) -> String {
@@ -201,12 +230,14 @@ impl Etcd {
 
     /// The `[network]` section of a host.
     fn network(&self) -> String {
-        if !self.tls {
-            return section("http", "");
+        match self.underlay {
+            Underlay::V4 => return section("http", OUTSIDE, ""),
+            Underlay::V6 => return section("http", &format!("[{OUTSIDE_V6}]"), ""),
+            Underlay::Tls => {}
         }
         let [ca, certificate, key] = ["ca.crt", "etcd.crt", "etcd.key"].map(|name| self.file(name));
         let files = format!("ca_file = {ca:?}\ncert_file = {certificate:?}\nkey_file = {key:?}\n");
-        section("https", &files)
+        section("https", OUTSIDE, &files)
     }
 
     /// Starts it with the data it has, and waits until it answers.
@@ -215,7 +246,7 @@ impl Etcd {
         let [ca, certificate, key] = ["ca.crt", "etcd.crt", "etcd.key"].map(|name| self.file(name));
         let tls =
             ["--client-cert-auth", "--trusted-ca-file", &ca, "--cert-file", &certificate, "--key-file", &key];
-        let tls = if self.tls { &tls[..] } else { &[] };
+        let tls = if self.underlay == Underlay::Tls { &tls[..] } else { &[] };
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(self.directory.join("log")).unwrap();
         let process = self.netns.run(|| {
@@ -254,7 +285,7 @@ impl Etcd {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("etcdctl");
         command.env("ETCDCTL_API", "3").args(["--endpoints", &self.url()]);
-        if self.tls {
+        if self.underlay == Underlay::Tls {
             let [ca, certificate, key] = ["ca.crt", "etcd.crt", "etcd.key"].map(|name| self.file(name));
             command.args(["--cacert", &ca, "--cert", &certificate, "--key", &key]);
         }

@@ -37,6 +37,9 @@ mod network;
 mod networks;
 mod nri;
 mod overlay;
+mod overlay_churn;
+mod overlay_encrypted;
+mod overlay_pods;
 mod pod_cidr;
 mod pods;
 mod push;
@@ -99,6 +102,8 @@ fn main() {
             networks::trials(),
             nri::trials(),
             overlay::trials(),
+            overlay_churn::trials(),
+            overlay_encrypted::trials(),
             pod_cidr::trials(),
             pods::trials(),
             push::trials(),

@@ -2,14 +2,16 @@
 //! network namespaces.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, OUTSIDE, eventually, trial};
+use crate::cluster::{Cluster, OUTSIDE, OUTSIDE_V6, Underlay, eventually, trial};
+use crate::overlay_pods::{
+    PTR, Pod, SRV, addresses_of, ask, ask_udp, at, everywhere, has_wireguard, reaches, refused, resolve,
+};
 use crate::support::World;
 use crate::support::netns::Netns;
 use crate::support::world::assert_code;
@@ -17,13 +19,14 @@ use tonic::Code;
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = vec![
-        trial("overlay::pods_talk_across_hosts", 3, false, pods_talk_across_hosts),
-        trial("overlay::without_etcd_all_goes_on", 3, false, without_etcd_all_goes_on),
-        trial("overlay::a_host_dies_and_returns", 3, false, a_host_dies_and_returns),
+        trial("overlay::pods_talk_across_hosts", 3, Underlay::V4, pods_talk_across_hosts),
+        trial("overlay::pods_talk_over_ipv6_hosts", 3, Underlay::V6, pods_talk_over_ipv6_hosts),
+        trial("overlay::without_etcd_all_goes_on", 3, Underlay::V4, without_etcd_all_goes_on),
+        trial("overlay::a_host_dies_and_returns", 3, Underlay::V4, a_host_dies_and_returns),
         trial(
             "overlay::bad_input_is_refused_and_leaves_nothing",
             2,
-            true,
+            Underlay::Tls,
             bad_input_is_refused_and_leaves_nothing,
         ),
     ];
@@ -33,130 +36,6 @@ pub(crate) fn trials() -> Vec<Trial> {
     };
     trials.extend(crate::trials![options = nowhere.clone(); other_networks_need_no_etcd]);
     trials
-}
-
-// === A pod and its sockets ===
-
-struct Pod {
-    id: String,
-    netns: Netns,
-    addresses: Vec<IpAddr>,
-}
-
-impl World {
-    async fn overlay_pod(&self, name: &str, network: &Value) -> Pod {
-        self.try_overlay_pod(name, network).await.unwrap_or_else(|status| panic!("{name}: {status:?}"))
-    }
-
-    async fn try_overlay_pod(&self, name: &str, network: &Value) -> Result<Pod, tonic::Status> {
-        let mut config = self.pod(name);
-        config.annotations.insert("berth.dev/networks".into(), json!([network]).to_string());
-        let id = self.run_pod(&config).await?;
-        let status = self.pod_status(&id).await?.network.unwrap();
-        let more = status.additional_ips.iter().map(|ip| ip.ip.as_str());
-        let addresses = std::iter::once(status.ip.as_str()).chain(more).map(|text| text.parse().unwrap());
-        let netns = Netns::open(&self.daemon.state.join("pods").join(&id).join("ns/net"));
-        Ok(Pod { addresses: addresses.collect(), id, netns })
-    }
-
-    /// Whether a metric of overlays is so; else what it is.
-    fn overlay_metric(&self, name: &str, wanted: f64) -> Result<(), String> {
-        let now = self.metric(&format!("berth_overlay_{name}")).unwrap_or_default();
-        if (now - wanted).abs() < 0.5 { Ok(()) } else { Err(format!("{name} is {now}")) }
-    }
-}
-
-impl Pod {
-    /// Answers one connection on a port with the pod's name and what was sent, for as long as the test lives.
-    fn serve(&self, port: u16, name: &str) {
-        for address in &self.addresses {
-            let (tcp, udp) = self.netns.run(|| {
-                let at = SocketAddr::new(*address, port);
-                (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap())
-            });
-            let name = name.to_owned();
-            std::thread::spawn({
-                let name = name.clone();
-                move || {
-                    for stream in tcp.incoming() {
-                        let Ok(mut stream) = stream else { return };
-                        let peer = stream.peer_addr().map(|peer| peer.ip().to_string()).unwrap_or_default();
-                        let mut sent = Vec::new();
-                        if stream.read_to_end(&mut sent).is_ok() {
-                            let _ = writeln!(stream, "{name} {peer} {}", sent.len());
-                        }
-                    }
-                }
-            });
-            std::thread::spawn(move || {
-                let mut buffer = [0; 2048];
-                while let Ok((length, peer)) = udp.recv_from(&mut buffer) {
-                    let mut answer = buffer[..length].to_vec();
-                    let bytes = name.len().min(length);
-                    answer[..bytes].copy_from_slice(&name.as_bytes()[..bytes]);
-                    let _ = udp.send_to(&answer, peer);
-                }
-            });
-        }
-    }
-}
-
-/// One exchange over TCP: so many bytes there, a line back.
-fn ask(from: &Netns, to: SocketAddr, bytes: usize) -> Result<String, String> {
-    from.run(|| {
-        let work = || {
-            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            stream.set_write_timeout(Some(Duration::from_secs(5)))?;
-            stream.write_all(&vec![b'x'; bytes])?;
-            stream.shutdown(std::net::Shutdown::Write)?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok::<_, std::io::Error>(answer.trim_end().to_owned())
-        };
-        work().map_err(|error| format!("{to}: {error}"))
-    })
-}
-
-/// One datagram there and back, as large as the interface takes.
-fn ask_udp(from: &Netns, own: IpAddr, to: SocketAddr, bytes: usize) -> Result<usize, String> {
-    from.run(|| {
-        let work = || {
-            let socket = UdpSocket::bind(SocketAddr::new(own, 0))?;
-            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-            socket.send_to(&vec![b'x'; bytes], to)?;
-            socket.recv(&mut [0; 2048])
-        };
-        work().map_err(|error: std::io::Error| format!("{to} {bytes} bytes: {error}"))
-    })
-}
-
-fn at(pod: &Pod, port: u16) -> SocketAddr {
-    SocketAddr::new(pod.addresses[0], port)
-}
-
-/// The pod is reached from there, and it is this one.
-fn reaches(from: &Netns, to: &Pod, port: u16, name: &str) {
-    eventually("the pod is reached", || {
-        let answer = ask(from, at(to, port), 1)?;
-        if answer.starts_with(&format!("{name} ")) { Ok(()) } else { Err(answer) }
-    });
-}
-
-/// Every host has the network.
-fn everywhere(cluster: &Cluster, network: &str) {
-    for world in &cluster.hosts {
-        eventually("the network is on every host", || {
-            let names = world.berth_ok(&["network", "ls", "-q"]);
-            if names.lines().any(|line| line == network) { Ok(()) } else { Err(names) }
-        });
-    }
-}
-
-fn refused(world: &World, arguments: &[&str]) -> String {
-    let output = world.berth(arguments);
-    assert!(!output.status.success(), "{arguments:?}");
-    String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
 }
 
 // === Tests ===
@@ -199,6 +78,7 @@ async fn pods_talk_across_hosts(cluster: &mut Cluster) {
     nothing_is_flooded(cluster, &pods[0].1);
     the_way_out_and_in(cluster, &pods[0].1).await;
     names_are_told(cluster, &pods[5].1).await;
+    services_are_told(cluster, &pods[4].1).await;
     for name in ["pod00", "pod00.blue", "alias00", &pods[0].1.id[..12]] {
         eventually("a pod on another host is found by name", || {
             let found = addresses_of(&pods[4].1.netns, name)?;
@@ -226,30 +106,45 @@ async fn pods_talk_across_hosts(cluster: &mut Cluster) {
     reaches(&pods[4].1.netns, &pods[2].1, 80, "pod10");
 }
 
-/// The IPv4 addresses of a name, as the pod's resolver says (RFC 1035, section 4).
-fn addresses_of(from: &Netns, name: &str) -> Result<Vec<IpAddr>, String> {
-    // One question, recursion desired.
-    let mut question = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        question.push(u8::try_from(label.len()).unwrap());
-        question.extend_from_slice(label.as_bytes());
+/// A pod's ports and the name of its addresses are known on the other hosts, and no longer when it is gone.
+async fn services_are_told(cluster: &Cluster, asker: &Pod) {
+    let world = &cluster.hosts[0];
+    let mut config = world.pod("teller");
+    config.annotations.insert("berth.dev/networks".into(), "blue".into());
+    config.annotations.insert("berth.dev/ports".into(), "http=8080,dns=53/udp".into());
+    let id = world.run_pod(&config).await.unwrap();
+    let addresses: Vec<IpAddr> = {
+        let status = world.pod_status(&id).await.unwrap().network.unwrap();
+        let more = status.additional_ips.iter().map(|ip| ip.ip.clone());
+        std::iter::once(status.ip.clone()).chain(more).map(|text| text.parse().unwrap()).collect()
+    };
+    eventually("a service is found from another host", || {
+        let services = resolve(&asker.netns, "_http._tcp.teller.blue", SRV)?;
+        let [service] = &services[..] else { return Err(format!("{services:?}")) };
+        // Priority, weight, port, and the name.
+        if service.starts_with("8080 teller") { Ok(()) } else { Err(service.clone()) }
+    });
+    assert_eq!(resolve(&asker.netns, "_dns._tcp.teller.blue", SRV).unwrap(), [""; 0], "it is udp");
+    assert_eq!(resolve(&asker.netns, "_dns._udp.teller.blue", SRV).unwrap().len(), 1);
+    let reverse = |address: &IpAddr| match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(address) => {
+            let digits = format!("{:032x}", address.to_bits());
+            let digits: Vec<String> = digits.chars().rev().map(String::from).collect();
+            format!("{}.ip6.arpa", digits.join("."))
+        }
+    };
+    for address in &addresses {
+        assert_eq!(resolve(&asker.netns, &reverse(address), PTR).unwrap(), ["teller.blue"]);
     }
-    question.extend_from_slice(&[0, 0, 1, 0, 1]);
-    let answer = from.run(|| {
-        let work = || {
-            let socket = UdpSocket::bind("127.0.0.1:0")?;
-            socket.set_read_timeout(Some(Duration::from_secs(10)))?;
-            socket.send_to(&question, "127.0.0.11:53")?;
-            let mut buffer = [0; 1500];
-            let length = socket.recv(&mut buffer)?;
-            Ok::<_, std::io::Error>(buffer[..length].to_vec())
-        };
-        work().map_err(|error| format!("asking for {name}: {error}"))
-    })?;
-    let count = usize::from(u16::from_be_bytes([answer[6], answer[7]]));
-    // Each record: a pointer to the name, type A, class IN, time to live, four bytes of address.
-    let records = answer.get(question.len()..).unwrap_or_default().chunks_exact(16).take(count);
-    Ok(records.map(|record| IpAddr::from(<[u8; 4]>::try_from(&record[12..]).unwrap())).collect())
+    world.remove_pod(&id).await.unwrap();
+    eventually("it is forgotten", || {
+        let left = resolve(&asker.netns, "_http._tcp.teller.blue", SRV)?;
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
 }
 
 /// What nobody told of is asked of nobody: no entry for unknown receivers, nothing learned.
@@ -342,6 +237,54 @@ async fn names_are_told(cluster: &Cluster, pod: &Pod) {
     });
 }
 
+/// Hosts that have no IPv4 address carry pods that have both kinds.
+async fn pods_talk_over_ipv6_hosts(cluster: &mut Cluster) {
+    let subnets = ["--subnet", "10.90.0.0/24", "--subnet", "fd90::/64"];
+    cluster.hosts[0].berth_ok(&[&["network", "create", "-d", "overlay"], &subnets[..], &["blue"]].concat());
+    everywhere(cluster, "blue");
+    let mut pods = Vec::new();
+    for (number, world) in cluster.hosts.iter().enumerate() {
+        let name = format!("pod{number}");
+        let pod = world.overlay_pod(&name, &json!({"name": "blue"})).await;
+        pod.serve(80, &name);
+        pods.push((name, pod));
+    }
+    for (_, from) in &pods {
+        for (name, to) in &pods {
+            for (own, other) in from.addresses.iter().zip(&to.addresses) {
+                let other = SocketAddr::new(*other, 80);
+                let answer = eventually("much is sent", || ask(&from.netns, other, 300_000));
+                assert_eq!(answer, format!("{name} {own} 300000"));
+                // 1500 of the underlay, less 70 of VXLAN, less IP and UDP headers.
+                let bytes = 1430 - if own.is_ipv4() { 28 } else { 48 };
+                let answered =
+                    eventually("a full datagram comes back", || ask_udp(&from.netns, *own, other, bytes));
+                assert_eq!(answered, bytes);
+            }
+        }
+        assert!(from.netns.ip("-o link show eth0").contains("mtu 1430"));
+    }
+    eventually("a pod on another host is found by name", || {
+        let found = addresses_of(&pods[2].1.netns, "pod0.blue")?;
+        if found == [pods[0].1.addresses[0]] { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+    // The way out, behind the host's only address.
+    let listener = cluster.switch.run(|| TcpListener::bind((OUTSIDE_V6, 8000)).unwrap());
+    let serving = std::thread::spawn(move || listener.accept().unwrap().1.ip().to_string());
+    let at = format!("[{OUTSIDE_V6}]:8000").parse().unwrap();
+    let connected = pods[1].1.netns.run(|| TcpStream::connect_timeout(&at, Duration::from_secs(5)));
+    connected.unwrap();
+    assert_eq!(serving.join().unwrap(), "2001:db8::2", "the host's address is seen outside");
+    // A host that goes is forgotten, and is known again when it returns.
+    cluster.hosts[2].netns.ip("link set uplink down");
+    eventually("the host is forgotten", || cluster.hosts[0].overlay_metric("hosts", 2.0));
+    cluster.hosts[2].netns.ip("link set uplink up");
+    // An interface that goes down loses its IPv6 addresses.
+    cluster.hosts[2].netns.ip("addr replace dev uplink 2001:db8::3/64 nodad");
+    cluster.hosts[2].netns.ip(&format!("route replace default via {OUTSIDE_V6}"));
+    reaches(&pods[0].1.netns, &pods[2].1, 80, "pod2");
+}
+
 async fn without_etcd_all_goes_on(cluster: &mut Cluster) {
     cluster.hosts[0].berth_ok(&["network", "create", "-d", "overlay", "--subnet", "10.91.0.0/24", "blue"]);
     everywhere(cluster, "blue");
@@ -421,6 +364,15 @@ async fn a_host_dies_and_returns(cluster: &mut Cluster) {
         Code::FailedPrecondition,
     );
     assert!(said.contains("10.92.0.200") && said.contains("host "), "{said}");
+    // Two blocks for three hosts.
+    let create = ["network", "create", "-d", "overlay", "--subnet", "10.92.1.0/29", "tiny"];
+    cluster.hosts[0].berth_ok(&create);
+    everywhere(cluster, "tiny");
+    let tiny = json!({"name": "tiny"});
+    let lost = cluster.hosts[1].overlay_pod("tiny1", &tiny).await;
+    let kept = cluster.hosts[2].overlay_pod("tiny2", &tiny).await;
+    let none = cluster.hosts[0].try_overlay_pod("tiny0", &tiny).await;
+    assert_code(none.map(|pod| pod.id), Code::ResourceExhausted);
     // Its daemon dies; when the lease ends, the others forget its pods.
     cluster.hosts[1].daemon.kill();
     eventually("the host is forgotten", || {
@@ -428,6 +380,10 @@ async fn a_host_dies_and_returns(cluster: &mut Cluster) {
         if neighbours.contains("10.92.0.200") { Err(neighbours) } else { Ok(()) }
     });
     eventually("two hosts are left", || cluster.hosts[0].overlay_metric("hosts", 2.0));
+    // A dead host's block is given to who needs one.
+    let heir = cluster.hosts[0].overlay_pod("tiny0", &tiny).await;
+    heir.serve(80, "tiny0");
+    reaches(&kept.netns, &heir, 80, "tiny0");
     let new = cluster.hosts[2].overlay_pod("new", &fixed).await;
     new.serve(80, "new");
     reaches(&client.netns, &new, 80, "new");
@@ -439,6 +395,10 @@ async fn a_host_dies_and_returns(cluster: &mut Cluster) {
         cluster.hosts[0].overlay_metric("stale_records{network=\"blue\"}", 1.0)
     });
     reaches(&client.netns, &new, 80, "new");
+    cluster.hosts[1].remove_pod(&lost.id).await.unwrap();
+    let none = cluster.hosts[1].try_overlay_pod("tiny3", &tiny).await;
+    assert_code(none.map(|pod| pod.id), Code::ResourceExhausted);
+    reaches(&kept.netns, &heir, 80, "tiny0");
     cluster.hosts[1].remove_pod(&old.id).await.unwrap();
     eventually("nothing is stale", || {
         cluster.hosts[0].overlay_metric("stale_records{network=\"blue\"}", 0.0)
@@ -477,7 +437,7 @@ async fn bad_input_is_refused_and_leaves_nothing(cluster: &mut Cluster) {
         (two, &["--subnet", "10.93.0.128/25", "red"], "overlaps 10.93.0.0/24 of network \"blue\""),
         (two, &["--subnet", "10.94.0.0/24", "-o", "vni=5000", "red"], "VNI 5000 is network \"blue\"'s"),
         (one, &["--subnet", "10.94.0.0/24", "-o", "vni=99999999", "red"], "1 to 16777215"),
-        (one, &["--subnet", "10.94.0.0/24", "-o", "encrypted", "red"], "not built yet"),
+        (one, &["--subnet", "10.94.0.0/24", "-o", "encrypted=perhaps", "red"], "true or false"),
         (one, &["--subnet", "10.94.0.0/24", "-o", "mtu=1500", "red"], "1280 to 1450"),
         (one, &["--subnet", "10.94.0.0/24", "-o", "block=12", "red"], "block"),
         (one, &["--subnet", "10.94.0.0/24", "--gateway", "10.95.0.1", "red"], "gateway"),
@@ -503,6 +463,10 @@ async fn bad_input_is_refused_and_leaves_nothing(cluster: &mut Cluster) {
     assert!(said.contains("is host "), "{said}");
     assert_code(two.try_overlay_pod("b", &wants("10.99.0.1")).await.map(|pod| pod.id), Code::InvalidArgument);
     assert_code(two.try_overlay_pod("c", &wants("10.93.0.1")).await.map(|pod| pod.id), Code::InvalidArgument);
+    if !has_wireguard() {
+        an_encrypted_network_needs_wireguard(cluster).await;
+    }
+    let [one, two] = &cluster.hosts[..] else { panic!("two hosts") };
     one.berth_ok(&["network", "create", "-d", "overlay", "--subnet", "10.96.0.0/29", "tiny"]);
     everywhere(cluster, "tiny");
     let tiny = json!({"name": "tiny"});
@@ -515,6 +479,45 @@ async fn bad_input_is_refused_and_leaves_nothing(cluster: &mut Cluster) {
     let said =
         assert_code(one.try_overlay_pod("many", &tiny).await.map(|pod| pod.id), Code::ResourceExhausted);
     assert!(said.contains("no block of 10.96.0.0/29"), "{said}");
+}
+
+/// A kernel without WireGuard makes no encrypted network, and says what it lacks: also of one that another host made.
+async fn an_encrypted_network_needs_wireguard(cluster: &Cluster) {
+    const WHAT: &str = "this kernel has no WireGuard";
+    let world = &cluster.hosts[0];
+    let before = cluster.etcd.keys();
+    for option in ["encrypted", "encrypted=true", "com.docker.network.driver.overlay.encrypted"] {
+        let said = refused(world, &["network", "create", "-d", "overlay", "-o", option, "secret"]);
+        assert!(said.contains(WHAT), "{said}");
+    }
+    assert_eq!(cluster.etcd.keys(), before, "what was refused is not there");
+    // As a host that has it would.
+    let allocation = json!({"epoch": 1}).to_string();
+    let network = json!({"name": "secret", "vni": 7000, "encrypted": true,
+        "subnets": [{"subnet": "10.98.0.0/24", "gateway": null, "range": null, "reserved": []}]});
+    for (key, value) in [
+        ("allocations/7000", &*allocation),
+        ("vnis/7000", "secret"),
+        ("networks/secret", &*network.to_string()),
+    ] {
+        cluster.etcd.ctl(&["put", &format!("/berth/overlay/{key}"), value]);
+    }
+    let said = eventually("it is said why", || {
+        let said = refused(world, &["network", "inspect", "secret"]);
+        if said.contains(WHAT) { Ok(said) } else { Err(said) }
+    });
+    assert!(said.contains("network \"secret\" can't be on this host"), "{said}");
+    let pod = world.try_overlay_pod("spy", &json!({"name": "secret"})).await;
+    let said = assert_code(pod.map(|pod| pod.id), Code::FailedPrecondition);
+    assert!(said.contains(WHAT), "{said}");
+    assert!(!world.netns.ip("-o link").contains("wg-"), "nothing is made");
+    for key in ["allocations/7000", "vnis/7000", "networks/secret"] {
+        cluster.etcd.ctl(&["del", &format!("/berth/overlay/{key}")]);
+    }
+    eventually("it is forgotten", || {
+        let said = refused(world, &["network", "inspect", "secret"]);
+        if said.contains("does not exist") { Ok(()) } else { Err(said) }
+    });
 }
 
 async fn other_networks_need_no_etcd(world: &mut World) {

@@ -49,7 +49,7 @@ program() {
     done
 }
 
-program docker-registry etcd etcdctl runc crun containerd ctr containerd-shim-runc-v2 nft ip conntrack skopeo openssl unshare setpriv
+program docker-registry etcd etcdctl runc crun containerd ctr containerd-shim-runc-v2 nft ip conntrack skopeo openssl unshare setpriv bridge
 add /usr/lib/cni/bridge /usr/lib/cni/host-local /usr/lib/cni/portmap /usr/lib/cni/bandwidth /usr/lib/cni/loopback
 # criu comes with all that it needs (tests/setup.sh criu).
 if [ -x ../../target/criu/criu ]; then

@@ -21,12 +21,11 @@ use std::{
 
 use super::Controller;
 use crate::{
-    driver::UnderlayState,
     error::{Error, Result},
     overlay::{
-        EtcdError, Plane, Session,
+        EtcdError, Plane, Session, UnderlayState,
         etcd::{self, Etcd},
-        records::HostRecord,
+        records::{HostRecord, TunnelRecord},
         view::{Change, View},
     },
     store::{decode, encode},
@@ -41,8 +40,15 @@ struct Again;
 
 /// Runs for as long as the process.
 pub(super) async fn run(controller: Controller, plane: Arc<Plane>) {
-    let mut agent =
-        Agent { controller, plane, lease: None, refused: HashMap::new(), connected: false, list: true };
+    let mut agent = Agent {
+        controller,
+        plane,
+        lease: None,
+        tunnel: None,
+        complaints: HashMap::new(),
+        connected: false,
+        list: true,
+    };
     let mut pause = BACKOFF.0;
     loop {
         let ended = agent.session().await;
@@ -70,8 +76,10 @@ struct Agent {
     plane: Arc<Plane>,
     /// The lease of the last session: it may live still.
     lease: Option<i64>,
-    /// Networks that can't be made here, and why.
-    refused: HashMap<String, String>,
+    /// What the others have to know of this end of the tunnel.
+    tunnel: Option<TunnelRecord>,
+    /// What was complained of last, by network; `None` stands for the tunnel.
+    complaints: HashMap<Option<String>, String>,
     connected: bool,
     /// What was heard is not enough to go on from.
     list: bool,
@@ -91,8 +99,9 @@ impl Agent {
         }
         let (mut keeper, mut alive) = self.keep(&etcd).await.map_err(Error::etcd(CONNECTING))?;
         let lease = keeper.id();
+        self.sync_tunnel().await;
         let before = mine.as_ref().map(|mine| mine.lease);
-        let address = self.register(&etcd, lease, mine, found).await?;
+        let (address, tunnel) = self.register(&etcd, lease, mine, found).await?;
         if self.list || known == 0 {
             let mut view = View::default();
             let listed = etcd.list(plane.keys.all(), |change| view.apply(&plane.keys, change));
@@ -112,6 +121,9 @@ impl Agent {
         self.connected = true;
         tracing::info!(endpoints = etcd.endpoints(), %address, host = plane.host, "taking part in overlays");
         self.converge(&session, true).await?;
+        if self.tunnel != tunnel {
+            return Ok(Again);
+        }
         for lease in old {
             // What is left under it are endpoints of an earlier life.
             if let Err(error) = etcd.revoke(lease).await {
@@ -174,6 +186,10 @@ impl Agent {
                 () = plane.woken() => {}
             }
             self.converge(&session, ticked).await?;
+            if self.tunnel != tunnel {
+                tracing::info!("this host's end of the tunnel is another: registering again");
+                return Ok(Again);
+            }
         }
     }
 
@@ -204,14 +220,14 @@ impl Agent {
         }
     }
 
-    /// Writes this host's record.
+    /// Writes this host's record; what it says.
     async fn register(
         &self,
         etcd: &Etcd,
         lease: i64,
         mine: Option<etcd::Found>,
         revision: i64,
-    ) -> Result<std::net::IpAddr> {
+    ) -> Result<(std::net::IpAddr, Option<TunnelRecord>)> {
         const WHAT: &str = "registering this host";
         let plane = &self.plane;
         let address = self.underlay().await?;
@@ -219,8 +235,10 @@ impl Agent {
         let compare = match &mine {
             Some(found) => {
                 let known: HostRecord = decode(&key, &found.value)?;
-                if found.lease == lease && known.address == address && known.name == plane.host_name {
-                    return Ok(address);
+                let same =
+                    known.address == address && known.name == plane.host_name && known.tunnel == self.tunnel;
+                if found.lease == lease && same {
+                    return Ok((address, known.tunnel));
                 }
                 if found.lease != lease && known.address != address {
                     let (host, other) = (plane.host.clone(), known.address);
@@ -230,14 +248,20 @@ impl Agent {
             }
             None => etcd::absent(&key),
         };
-        let record = HostRecord { name: plane.host_name.clone(), address, epoch: revision + 1 };
+        let tunnel = self.tunnel.clone();
+        let record = HostRecord {
+            name: plane.host_name.clone(),
+            address,
+            epoch: revision + 1,
+            tunnel: tunnel.clone(),
+        };
         let value = encode(&key, &record)?;
         let write = vec![etcd::put_leased(&key, value, lease)];
         let answer = etcd.commit(WHAT, vec![compare], write).await.map_err(Error::etcd(WHAT))?;
         if !answer.succeeded() {
             return Err(Error::etcd(WHAT)(EtcdError::Contended { action: "writing its record".to_owned() }));
         }
-        Ok(address)
+        Ok((address, tunnel))
     }
 
     fn take_in(&self, event: &etcd_client::WatchResponse) {

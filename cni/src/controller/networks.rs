@@ -147,6 +147,9 @@ impl Inner {
         let around = Surroundings { prefix: &self.prefix, taken, interfaces };
         let network = request.resolve(&around)?;
         self.check_driver(&network)?;
+        if matches!(&network.driver, NetworkDriver::Overlay(options) if options.encrypted) {
+            driver::tunnel::probe(&mut kernel.route)?;
+        }
         Ok(network)
     }
 
@@ -308,6 +311,7 @@ impl Inner {
         for active in networks {
             errors.extend(self.dismantle(kernel, &active).err());
         }
+        errors.extend(self.remove_tunnel(kernel).err());
         errors.extend(self.firewall.delete(&mut kernel.filter).err());
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }

@@ -3,6 +3,7 @@
 //! What several hosts have to agree on is a transaction in etcd (`transactions`); what this host says of itself is the agent's.
 
 mod transactions;
+mod tunnel;
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
@@ -235,11 +236,11 @@ impl Inner {
     fn name_peers(&self, plane: &Plane, network: &str, vni: u32) {
         let entry = |remote: RemoteEndpoint| {
             let short = remote.sandbox.get(..SHORT_ID).unwrap_or(&remote.sandbox).to_owned();
-            let names =
-                [remote.names.name, short].into_iter().chain(remote.names.containers).chain(remote.aliases);
+            let names = remote.known_as.into_iter().chain([remote.names.name, short]);
+            let names = names.chain(remote.names.containers).chain(remote.aliases);
             let names = names.filter(|name| resolver::is_name(name)).collect();
             let owner = format!("{NAMES_SOURCE}{}/{}", remote.host_address, remote.sandbox);
-            (owner, Named { names, addresses: remote.addresses, ports: Vec::new() })
+            (owner, Named { names, addresses: remote.addresses, ports: remote.ports })
         };
         let entries = plane.remote_endpoints(vni).into_iter().map(entry).collect();
         self.resolvers.directory().replace(network, NAMES_SOURCE, entries);
@@ -261,7 +262,7 @@ impl Inner {
         self.name_peers(plane, &active.network.name, options.vni);
         let local = self.local_addresses(active)?;
         let mut applied = plane.applied.lock();
-        let peers = plane.view.lock().peers(options.vni, &plane.host, &local);
+        let peers = plane.view.lock().peers(options.vni, &plane.host, &local, options.encrypted);
         let mut wanted = vxlan::Entries::default();
         for (address, peer) in &peers.by_address {
             wanted.add(*address, peer.mac, peer.vtep);
@@ -277,7 +278,8 @@ impl Inner {
         for address in lost {
             tracing::error!(network = name, %address, "a sandbox here has an address that another host has a later right to");
         }
-        let aligned = vxlan::align(&mut kernel.route, device.index, &present, &wanted);
+        let below = if options.encrypted { self.tunnel_index(kernel)? } else { 0 };
+        let aligned = vxlan::align(&mut kernel.route, (device.index, below), &present, &wanted);
         let (added, removed) = aligned.map_err(failed("writing to"))?;
         if added + removed > 0 {
             tracing::debug!(network = name, added, removed, "peers changed");

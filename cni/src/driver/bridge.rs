@@ -34,11 +34,18 @@ const DEFAULT_MTU: u32 = 1500;
 #[derive(Debug)]
 pub(super) struct Bridge {
     options: BridgeOptions,
+    /// Whether it learns where MACs are, as bridges do.
+    learning: bool,
 }
 
 impl Bridge {
     pub(super) fn new(options: BridgeOptions) -> Self {
-        Self { options }
+        Self { options, learning: true }
+    }
+
+    /// One that is told each endpoint's MAC: an endpoint gets nothing that is not for it, and can't pretend to be another.
+    pub(super) fn told(options: BridgeOptions) -> Self {
+        Self { options, learning: false }
     }
 
     fn failed(&self, doing: &str) -> impl FnOnce(io::Error) -> Error + use<> {
@@ -180,7 +187,15 @@ impl Driver for Bridge {
                 bridge: bridge.index,
                 hairpin: self.options.hairpin,
                 isolated: !self.options.inter_container,
+                learning: self.learning,
+                flood: self.learning,
             };
+            if !self.learning {
+                let outer = link::find(socket, host_name).map_err(Error::kernel(action.clone()))?;
+                let outer = outer.ok_or_else(|| Error::kernel(action.clone())(Errno::ENODEV.into()))?;
+                link::vxlan::add_port_entry(socket, outer.index, mac)
+                    .map_err(Error::kernel(action.clone()))?;
+            }
             link::enable_port(socket, host_name, &port).map_err(Error::kernel(action.clone()))?;
             limits::outside(socket, endpoint)?;
             limits::inside(&mut inside, index, endpoint)?;

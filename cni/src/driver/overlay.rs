@@ -18,7 +18,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::{Assigned, Context, Driver, bridge::Bridge};
+use super::{Assigned, Context, Driver, bridge::Bridge, tunnel};
 use crate::{
     error::{Error, Result},
     ipam::Pool,
@@ -38,7 +38,7 @@ pub(super) struct Overlay {
 
 impl Overlay {
     pub(super) fn new(options: OverlayOptions) -> Self {
-        let bridge = Bridge::new(options.bridge());
+        let bridge = Bridge::told(options.bridge());
         Self { options, bridge }
     }
 
@@ -47,7 +47,7 @@ impl Overlay {
     }
 
     /// Makes the device, or makes it anew when it is not what it should be.
-    fn device(&self, context: &mut Context<'_>, config: &vxlan::Config, mtu: u32) -> Result<u32> {
+    fn device(&self, context: &mut Context<'_>, config: &vxlan::Config, mtu: u32) -> Result<()> {
         let name = &self.options.vxlan;
         let socket = &mut context.kernel.route;
         if let Some(present) = link::find(socket, name).map_err(self.failed("looking up"))? {
@@ -56,22 +56,20 @@ impl Overlay {
                 return Err(Error::invalid("vxlan", name, reason));
             }
             if vxlan::config(socket, name).map_err(self.failed("looking at"))?.as_ref() == Some(config) {
-                return Ok(present.index);
+                return Ok(());
             }
             link::delete(socket, name).map_err(self.failed("replacing"))?;
         }
         let [_, _, _, a, b, c, d, e] = stable_hash(&[&config.local.to_string(), name]).to_be_bytes();
         match vxlan::create(socket, name, [0x06, a, b, c, d, e], mtu, config) {
             Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
-                return Err(Error::NoDriver { kind: "vxlan", feature: "VXLAN" });
+                Err(Error::NoDriver { kind: "vxlan", feature: "VXLAN" })
             }
             Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {
-                return Err(Error::VniInUse { vni: config.vni, port: config.port });
+                Err(Error::VniInUse { vni: config.vni, port: config.port })
             }
-            made => made.map_err(self.failed("creating"))?,
+            made => made.map_err(self.failed("creating")),
         }
-        let made = link::find(socket, name).map_err(self.failed("looking up"))?;
-        made.map(|link| link.index).ok_or_else(|| self.failed("creating")(Errno::ENODEV.into()))
     }
 }
 
@@ -86,25 +84,31 @@ impl Driver for Overlay {
 
     fn create_network(&self, context: &mut Context<'_>, network: &Network, pools: &[Pool]) -> Result<()> {
         let underlay = context.underlay.get()?;
-        let room = underlay.room();
+        let encrypted = self.options.encrypted;
+        let room = underlay.room(encrypted);
         let mtu = if self.options.mtu == 0 { room } else { self.options.mtu };
         if mtu > room || mtu < MTU_LEAST {
             let reason =
                 format!("the underlay's interface has {}, which leaves 1280 to {room}", underlay.mtu);
             return Err(Error::invalid("mtu", mtu, reason));
         }
-        let config = vxlan::Config { vni: self.options.vni, local: underlay.address, port: underlay.port };
         // First what may be refused.
-        let device = self.device(context, &config, mtu)?;
+        let (local, link) = if encrypted {
+            let socket = &mut context.kernel.route;
+            (underlay.tunnel.into(), tunnel::ensure(socket, context.prefix, &underlay)?)
+        } else {
+            (underlay.address, 0)
+        };
+        let config = vxlan::Config { vni: self.options.vni, local, port: underlay.port, link };
+        self.device(context, &config, mtu)?;
         let mut options = self.options.bridge();
         options.mtu = mtu;
-        Bridge::new(options).create_network(context, network, pools)?;
+        Bridge::told(options).create_network(context, network, pools)?;
         let socket = &mut context.kernel.route;
         let bridge = link::find(socket, &self.options.bridge).map_err(self.failed("connecting"))?;
         let bridge = bridge.ok_or_else(|| self.failed("connecting")(Errno::ENODEV.into()))?.index;
-        let port = BridgePort { bridge, hairpin: false, isolated: false };
-        link::enable_port(socket, &self.options.vxlan, &port).map_err(self.failed("connecting"))?;
-        vxlan::stop_learning(socket, device).map_err(self.failed("connecting"))
+        let port = BridgePort { bridge, hairpin: false, isolated: false, learning: false, flood: true };
+        link::enable_port(socket, &self.options.vxlan, &port).map_err(self.failed("connecting"))
     }
 
     fn delete_network(&self, context: &mut Context<'_>, network: &Network) -> Result<()> {

@@ -19,6 +19,7 @@ const DELNEIGH: u16 = 29;
 const GETNEIGH: u16 = 30;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
+const NDA_IFINDEX: u16 = 8;
 const NEIGH_HEADER: usize = 12;
 const NTF_SELF: u8 = 0x02;
 const NTF_MASTER: u8 = 0x04;
@@ -33,14 +34,12 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_LINK: u16 = 3;
 const IFLA_VXLAN_LOCAL: u16 = 4;
 const IFLA_VXLAN_LEARNING: u16 = 7;
 const IFLA_VXLAN_PROXY: u16 = 11;
 const IFLA_VXLAN_PORT: u16 = 15;
 const IFLA_VXLAN_LOCAL6: u16 = 17;
-const IFLA_INFO_SLAVE_KIND: u16 = 4;
-const IFLA_INFO_SLAVE_DATA: u16 = 5;
-const IFLA_BRPORT_LEARNING: u16 = 8;
 
 /// Messages of one write; their acknowledgements have to fit the receive buffer.
 const BATCH: usize = 128;
@@ -52,6 +51,8 @@ pub(crate) struct Config {
     /// This host's underlay address.
     pub(crate) local: IpAddr,
     pub(crate) port: u16,
+    /// Index of the only interface that its packets take, with which it ends; 0: any.
+    pub(crate) link: u32,
 }
 
 /// Creates a device that learns nothing, floods nothing and answers ARP and ND. Down, and no port of a bridge.
@@ -72,6 +73,9 @@ pub(crate) fn create(
                     IpAddr::V4(local) => data.put(IFLA_VXLAN_LOCAL, &local.octets()),
                     IpAddr::V6(local) => data.put(IFLA_VXLAN_LOCAL6, &local.octets()),
                 };
+                if config.link != 0 {
+                    data.put(IFLA_VXLAN_LINK, &config.link.to_ne_bytes());
+                }
                 data.put(IFLA_VXLAN_PORT, &config.port.to_be_bytes());
                 data.put(IFLA_VXLAN_LEARNING, &[0]).put(IFLA_VXLAN_PROXY, &[1]);
             });
@@ -98,24 +102,18 @@ pub(crate) fn config(socket: &mut Socket, name: &str) -> io::Result<Option<Confi
             (None, v6) => IpAddr::from(<[u8; 16]>::try_from(v6?).ok()?),
         };
         let port = u16::from_be_bytes(attribute(data, IFLA_VXLAN_PORT)?.try_into().ok()?);
-        Some(Config { vni: attribute(data, IFLA_VXLAN_ID).and_then(native_u32)?, local, port })
+        let link = attribute(data, IFLA_VXLAN_LINK).and_then(native_u32).unwrap_or_default();
+        Some(Config { vni: attribute(data, IFLA_VXLAN_ID).and_then(native_u32)?, local, port, link })
     };
     Ok(found.first().and_then(parse))
 }
 
-/// Keeps a bridge from learning MACs from a port.
-pub(crate) fn stop_learning(socket: &mut Socket, index: u32) -> io::Result<()> {
-    let mut header = [0; LINK_HEADER];
-    header[4..8].copy_from_slice(&index.to_ne_bytes());
-    let set = socket.call(NEWLINK, flags::ACK, |out| {
-        out.raw(&header);
-        out.nest(IFLA_LINKINFO, |info| {
-            info.text(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, |data| {
-                data.put(IFLA_BRPORT_LEARNING, &[0]);
-            });
-        });
+/// Makes a bridge know the MAC behind one of its ports.
+pub(crate) fn add_port_entry(socket: &mut Socket, port: u32, mac: [u8; 6]) -> io::Result<()> {
+    let added = socket.call(NEWNEIGH, flags::CREATE | REPLACE | flags::ACK, |out| {
+        out.raw(&header(FAMILY_BRIDGE, port, NUD_NOARP, NTF_MASTER)).put(NDA_LLADDR, &mac);
     });
-    set.map(drop)
+    added.map(drop)
 }
 
 // === Entries ===
@@ -153,15 +151,23 @@ fn put_address(out: &mut Attributes, address: IpAddr) {
     };
 }
 
+/// Another host: addresses of one link need its index.
+fn put_host(out: &mut Attributes, host: IpAddr, link: u32) {
+    put_address(out, host);
+    if link != 0 {
+        out.put(NDA_IFINDEX, &link.to_ne_bytes());
+    }
+}
+
 fn family(address: IpAddr) -> u8 {
     if address.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 }
 }
 
-/// Makes a device know `wanted` where it knows `present`: what is right is not touched. Returns how many entries were added or
+/// Makes a device know `wanted` where it knows `present`: what is right is not touched. `link` is its [`Config::link`]. Returns how many entries were added or
 /// changed, and how many removed.
 pub(crate) fn align(
     socket: &mut Socket,
-    index: u32,
+    (index, link): (u32, u32),
     present: &Entries,
     wanted: &Entries,
 ) -> io::Result<(usize, usize)> {
@@ -177,7 +183,7 @@ pub(crate) fn align(
     for (mac, host) in present.forwarding.iter().filter(|(mac, _)| !wanted.forwarding.contains_key(*mac)) {
         removals.push(DELNEIGH, 0, &header(FAMILY_BRIDGE, index, 0, NTF_SELF), |out| {
             out.put(NDA_LLADDR, mac);
-            put_address(out, *host);
+            put_host(out, *host, link);
         });
     }
     let set = flags::CREATE | REPLACE;
@@ -190,7 +196,7 @@ pub(crate) fn align(
             &header(FAMILY_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF),
             |out| {
                 out.put(NDA_LLADDR, mac);
-                put_address(out, *host);
+                put_host(out, *host, link);
             },
         );
     }

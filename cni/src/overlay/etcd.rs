@@ -1,6 +1,6 @@
 //! The etcd client: every call has a deadline, every failure says what was asked of whom, and lists come in pages.
 
-use std::{future::Future, io, path::PathBuf, time::Duration};
+use std::{future::Future, path::PathBuf, time::Duration};
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, LeaseGrantOptions,
@@ -9,80 +9,10 @@ use etcd_client::{
 };
 
 use super::{Options, view::Change};
+use crate::error::EtcdError;
 
 /// Keys of one page. A record is some hundred bytes, and a message may have 4 MiB.
 const PAGE: i64 = 1_000;
-
-/// Why etcd could not be asked, or what it refused.
-#[derive(Debug, thiserror::Error)]
-pub enum EtcdError {
-    /// There is no connection.
-    #[error("etcd at {endpoints} is not reached: {reason}")]
-    Unreachable {
-        /// All servers that were tried.
-        endpoints: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// No answer in time.
-    #[error("{action}: etcd at {endpoints} did not answer within {limit:?}")]
-    TimedOut {
-        /// What was asked.
-        action: String,
-        /// All servers that were tried.
-        endpoints: String,
-        /// `network.etcd.timeout`.
-        limit: Duration,
-    },
-    /// An answer that says no.
-    #[error("{action}: etcd at {endpoints}: {source}")]
-    Refused {
-        /// What was asked.
-        action: String,
-        /// All servers that were tried.
-        endpoints: String,
-        /// The client's error.
-        source: Box<etcd_client::Error>,
-    },
-    /// A certificate or key can't be read.
-    #[error("reading {path}: {source}", path = path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Others changed the same value again and again.
-    #[error("{action}: other hosts changed it meanwhile, again and again; try later")]
-    Contended {
-        /// What was tried.
-        action: String,
-    },
-    /// The data is another's.
-    #[error(
-        "etcd at {endpoints} is at revision {found} and was at {known}: its data was replaced. Restore it, or restart berthd to go on with what is there"
-    )]
-    WentBack {
-        /// All servers.
-        endpoints: String,
-        /// What it says now.
-        found: i64,
-        /// What it said before.
-        known: i64,
-    },
-    /// Two hosts with one identity.
-    #[error(
-        "host {host} is registered with address {other}, not {ours}: was this host's root directory copied? (It is taken over when that registration ends)"
-    )]
-    HostTaken {
-        /// The host's id.
-        host: String,
-        /// Who has it.
-        other: std::net::IpAddr,
-        /// This host.
-        ours: std::net::IpAddr,
-    },
-}
 
 /// Shorthand for results of this module.
 pub(crate) type Result<T, E = EtcdError> = std::result::Result<T, E>;

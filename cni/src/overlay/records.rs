@@ -11,11 +11,14 @@
 //! A host writes its own `hosts` and `endpoints` only: nothing of these is contended. `networks`, `vnis` and `allocations` are
 //! changed by transactions that compare what they were decided on.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::SubnetOptions;
+use crate::{model::SubnetOptions, naming::NamedPort};
 
 /// A network, as all hosts see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +35,9 @@ pub(crate) struct NetworkRecord {
     pub(crate) mtu: u32,
     #[serde(default)]
     pub(crate) internal: bool,
+    /// It goes through the hosts' tunnels.
+    #[serde(default)]
+    pub(crate) encrypted: bool,
     #[serde(default)]
     pub(crate) attachable: bool,
     #[serde(default)]
@@ -47,6 +53,20 @@ pub(crate) struct HostRecord {
     pub(crate) address: IpAddr,
     /// Rises with each time the host registers: etcd's revision then.
     pub(crate) epoch: i64,
+    /// Its end of the tunnel, once it has an encrypted network.
+    #[serde(default)]
+    pub(crate) tunnel: Option<TunnelRecord>,
+}
+
+/// A host's WireGuard device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TunnelRecord {
+    /// Its public key, in base64 as `wg` shows it. It changes when the device is made anew.
+    pub(crate) public_key: String,
+    /// UDP port at the host's address.
+    pub(crate) port: u16,
+    /// The host's address in the tunnel: where VXLAN packets of encrypted networks go to.
+    pub(crate) address: Ipv6Addr,
 }
 
 /// A sandbox on a network.
@@ -58,6 +78,12 @@ pub(crate) struct EndpointRecord {
     pub(crate) names: Names,
     #[serde(default)]
     pub(crate) aliases: Vec<String>,
+    /// Its names on every network; the first is what its addresses lead back to.
+    #[serde(default)]
+    pub(crate) known_as: Vec<String>,
+    /// Ports that can be asked for by name.
+    #[serde(default)]
+    pub(crate) ports: Vec<NamedPort>,
 }
 
 /// An address, and since when its host has it.

@@ -1,12 +1,22 @@
 //! The network below: which of the host's addresses VXLAN packets come from, and what fits into one.
 
-use std::{io, net::IpAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr},
+};
 
-use crate::{link, netlink::Socket};
+use crate::{
+    error::{Error, Result},
+    link,
+    netlink::Socket,
+};
 
 /// Outer Ethernet, IP, UDP and VXLAN headers (RFC 7348, 5).
 const OVERHEAD_V4: u32 = 50;
 const OVERHEAD_V6: u32 = 70;
+/// Outer IP and UDP headers, WireGuard's own and its tag (WireGuard, 5.4.6: 16 and 16 bytes).
+const TUNNEL_V4: u32 = 60;
+const TUNNEL_V6: u32 = 80;
 /// `RT_SCOPE_UNIVERSE`
 const GLOBAL: u8 = 0;
 
@@ -18,12 +28,54 @@ pub(crate) struct Underlay {
     pub(crate) mtu: u32,
     /// UDP port.
     pub(crate) port: u16,
+    /// This host's address in the tunnel of encrypted networks.
+    pub(crate) tunnel: Ipv6Addr,
+    /// The tunnel's UDP port.
+    pub(crate) tunnel_port: u16,
+}
+
+/// The underlay, or why there is none.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum UnderlayState {
+    /// No control plane: no overlays.
+    #[default]
+    Unconfigured,
+    /// It could not be told; the reason.
+    Unknown(String),
+    Known(Underlay),
+}
+
+impl UnderlayState {
+    pub(crate) fn get(&self) -> Result<Underlay> {
+        match self {
+            Self::Unconfigured => Err(Error::NoControlPlane),
+            Self::Unknown(reason) => Err(Error::NoUnderlay(reason.clone())),
+            Self::Known(underlay) => Ok(*underlay),
+        }
+    }
+}
+
+/// What is configured or decided once and for all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) port: u16,
+    pub(crate) tunnel: Ipv6Addr,
+    pub(crate) tunnel_port: u16,
 }
 
 impl Underlay {
     /// The largest packet of an overlay.
-    pub(crate) fn room(&self) -> u32 {
+    pub(crate) fn room(&self, encrypted: bool) -> u32 {
+        if encrypted {
+            return self.tunnel_mtu().saturating_sub(OVERHEAD_V6);
+        }
         self.mtu.saturating_sub(if self.address.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 })
+    }
+
+    /// The largest packet in the tunnel.
+    pub(crate) fn tunnel_mtu(&self) -> u32 {
+        self.mtu.saturating_sub(if self.address.is_ipv4() { TUNNEL_V4 } else { TUNNEL_V6 })
     }
 }
 
@@ -31,11 +83,11 @@ impl Underlay {
 /// The error says what is missing.
 pub(crate) fn find(
     socket: &mut Socket,
-    wanted: Option<IpAddr>,
-    port: u16,
-) -> io::Result<Result<Underlay, String>> {
+    options: &Wanted,
+) -> io::Result<std::result::Result<Underlay, String>> {
     let addresses = link::all_addresses(socket)?;
     let links = link::list(socket)?;
+    let wanted = options.address;
     let found = match wanted {
         Some(wanted) => addresses.iter().find(|(_, address, _)| address.ip() == wanted).copied(),
         None => {
@@ -57,5 +109,6 @@ pub(crate) fn find(
         }));
     };
     let mtu = links.iter().find(|link| link.index == index).map_or(0, |link| link.mtu);
-    Ok(Ok(Underlay { address: address.ip(), mtu, port }))
+    let Wanted { port, tunnel, tunnel_port, .. } = *options;
+    Ok(Ok(Underlay { address: address.ip(), mtu, port, tunnel, tunnel_port }))
 }

@@ -91,14 +91,17 @@ impl View {
         })
     }
 
-    /// Where the addresses of a network are; `local` are those on this host with their epochs.
-    pub(crate) fn peers(&self, vni: u32, own: &str, local: &HashMap<IpAddr, u64>) -> Peers {
+    /// Where the addresses of a network are; `local` are those on this host with their epochs. Those of an `encrypted` one are
+    /// at the tunnel's addresses, and nowhere without.
+    pub(crate) fn peers(&self, vni: u32, own: &str, local: &HashMap<IpAddr, u64>, encrypted: bool) -> Peers {
         let mut best: BTreeMap<IpAddr, ((u64, i64), Peer)> = BTreeMap::new();
         let mut stale = 0;
         for (_, endpoint, host) in self.remote(vni, own) {
+            let tunnel = host.tunnel.as_ref().map(|tunnel| IpAddr::from(tunnel.address));
+            let Some(vtep) = (if encrypted { tunnel } else { Some(host.address) }) else { continue };
             for record in &endpoint.value.addresses {
                 let rank = (record.epoch, endpoint.revision);
-                let peer = Peer { mac: endpoint.value.mac, vtep: host.address };
+                let peer = Peer { mac: endpoint.value.mac, vtep };
                 if local.get(&record.address).is_some_and(|epoch| *epoch >= record.epoch) {
                     stale += 1;
                     continue;
@@ -149,7 +152,8 @@ mod tests {
     use crate::overlay::records::{AddressRecord, Names};
 
     fn host(view: &mut View, id: &str, address: &str, revision: i64) {
-        let record = HostRecord { name: id.into(), address: address.parse().unwrap(), epoch: revision };
+        let record =
+            HostRecord { name: id.into(), address: address.parse().unwrap(), epoch: revision, tunnel: None };
         let key = format!("/berth/overlay/hosts/{id}");
         change(view, &key, Some(serde_json::to_vec(&record).unwrap()), revision);
     }
@@ -160,6 +164,8 @@ mod tests {
             mac: [2, 0, 0, 0, 0, u8::try_from(epoch).unwrap()],
             names: Names::default(),
             aliases: Vec::new(),
+            known_as: Vec::new(),
+            ports: Vec::new(),
         };
         let key = format!("/berth/overlay/endpoints/7/{host}/{sandbox}");
         change(view, &key, Some(serde_json::to_vec(&record).unwrap()), revision);
@@ -170,7 +176,7 @@ mod tests {
     }
 
     fn where_is(view: &View, address: &str) -> Option<String> {
-        let peers = view.peers(7, "own", &HashMap::new());
+        let peers = view.peers(7, "own", &HashMap::new(), false);
         peers.by_address.get(&address.parse::<IpAddr>().unwrap()).map(|peer| peer.vtep.to_string())
     }
 
@@ -187,11 +193,11 @@ mod tests {
                 endpoint(&mut view, host, sandbox, "10.0.0.5", epoch, at);
             }
             assert_eq!(where_is(&view, "10.0.0.5").unwrap(), "192.0.2.2");
-            assert_eq!(view.peers(7, "own", &HashMap::new()).stale, 1);
+            assert_eq!(view.peers(7, "own", &HashMap::new(), false).stale, 1);
             let local = HashMap::from([("10.0.0.5".parse().unwrap(), 9)]);
-            assert!(view.peers(7, "own", &local).by_address.is_empty());
+            assert!(view.peers(7, "own", &local, false).by_address.is_empty());
             let local = HashMap::from([("10.0.0.5".parse().unwrap(), 4)]);
-            assert_eq!(view.peers(7, "own", &local).by_address.len(), 1, "lost to another host");
+            assert_eq!(view.peers(7, "own", &local, false).by_address.len(), 1, "lost to another host");
         }
     }
 

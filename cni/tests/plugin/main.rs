@@ -57,7 +57,14 @@ impl Host {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             sh("ip link set lo up");
             let host = Self { directory: tempfile::tempdir_in("/run").unwrap() };
-            for role in ["berth-bridge", "berth-macvlan", "berth-ipvlan", "berth-ipam", "berth-nothing"] {
+            for role in [
+                "berth-bridge",
+                "berth-macvlan",
+                "berth-ipvlan",
+                "berth-ipam",
+                "berth-overlay",
+                "berth-nothing",
+            ] {
                 std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_berth-cni"), host.directory.path().join(role))
                     .unwrap();
             }
@@ -237,6 +244,7 @@ fn mistakes_have_their_codes() {
             ("berth-macvlan", "ADD", a, good.clone(), 7, "master"),
             ("berth-macvlan", "ADD", a, with("master", json!("eth9")), 100, "eth9"),
             ("berth-nothing", "ADD", a, good.clone(), 7, "berth-nothing"),
+            ("berth-overlay", "ADD", a, good.clone(), 7, "have berthd serve the pods"),
             ("berth-bridge", "ADD", ("a", "/run/no/such/netns"), good.clone(), 100, "/run/no/such/netns"),
         ] {
             let (found, text) = host.refused(role, command, of, &config);

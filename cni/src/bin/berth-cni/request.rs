@@ -219,6 +219,11 @@ fn role(called: &str) -> Result<Role, Failure> {
         "macvlan" => Ok(Role::Macvlan),
         "ipvlan" => Ok(Role::Ipvlan),
         "ipam" => Ok(Role::Ipam),
+        // A plugin's run ends: nobody would keep the host's lease, or hear of the others' pods.
+        "overlay" => {
+            let why = "the hosts' records are kept by a daemon that runs: have berthd serve the pods (network.store = \"etcd\")";
+            Err(Failure::new(CONFIGURATION, "overlay networks can't be had from a plugin", why))
+        }
         _ => {
             let known = "link it as berth-bridge, berth-macvlan, berth-ipvlan or berth-ipam";
             Err(Failure::new(CONFIGURATION, format!("called as {name:?}, which says nothing"), known))

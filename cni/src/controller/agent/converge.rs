@@ -35,6 +35,7 @@ impl Agent {
         let generation = self.plane.generation();
         let revision = self.plane.view.lock().revision;
         self.networks(thorough).await;
+        self.sync_tunnel().await;
         let overlays = self.overlays();
         for active in &overlays {
             if let Err(error) = self.settle(active).await {
@@ -59,11 +60,29 @@ impl Agent {
             };
             let synced = self.controller.workers.run("telling the kernel of peers", sync).await;
             if let Err(error) | Ok(Err(error)) = synced {
-                self.complain(&name, &error);
+                self.complain(Some(&name), &error);
             }
+        }
+        if thorough {
+            // The tunnel may have been made anew with a network above.
+            self.sync_tunnel().await;
         }
         self.plane.settled(generation, revision);
         Ok(())
+    }
+
+    /// Holds the tunnel against what the others told of theirs.
+    pub(super) async fn sync_tunnel(&mut self) {
+        let inner = Arc::clone(&self.controller.inner);
+        let shared = Arc::clone(&self.controller.gate).read_owned().await;
+        let sync = move |kernel: &mut Kernel| {
+            let _shared = shared;
+            inner.sync_tunnel(kernel)
+        };
+        match self.controller.workers.run("telling the kernel of the tunnel's peers", sync).await {
+            Ok(Ok(tunnel)) => self.tunnel = tunnel,
+            Err(error) | Ok(Err(error)) => self.complain(None, &error),
+        }
     }
 
     fn overlays(&self) -> Vec<Arc<Active>> {
@@ -103,38 +122,45 @@ impl Agent {
             };
             match removed.and_then(|removed| removed) {
                 Ok(()) => tracing::info!(network = name, "removed, as on another host"),
-                Err(error) => self.complain(&name, &error),
+                Err(error) => self.complain(Some(&name), &error),
             }
         }
+        self.plane.refused.lock().retain(|name, _| wanted.contains_key(name));
         for (name, network) in wanted {
             match self.controller.inner.active(&name) {
                 Ok(active) if active.network == network => {
-                    self.refused.remove(&name);
+                    self.complaints.remove(&Some(name));
                     continue;
                 }
                 Ok(active) if matches!(active.network.driver, NetworkDriver::Overlay(_)) => continue,
                 Ok(_) => {
-                    self.complain(&name, &Error::NetworkTaken(name.clone()));
+                    self.complain(Some(&name), &Error::NetworkTaken(name.clone()));
                     continue;
                 }
-                Err(_) if !thorough && self.refused.contains_key(&name) => continue,
+                Err(_) if !thorough && self.plane.refused.lock().contains_key(&name) => continue,
                 Err(_) => {}
             }
             let make = move |inner: &Inner, kernel: &mut Kernel| inner.create_network(kernel, network);
             let made = self.controller.alone("making a network that another host made", make).await;
             match made.and_then(|made| made) {
-                Ok(()) => tracing::info!(network = name, "made, as on another host"),
-                Err(error) => self.complain(&name, &error),
+                Ok(()) => {
+                    self.plane.refused.lock().remove(&name);
+                    tracing::info!(network = name, "made, as on another host");
+                }
+                Err(error) => {
+                    self.plane.refused.lock().insert(name.clone(), error.to_string());
+                    self.complain(Some(&name), &error);
+                }
             }
         }
     }
 
-    /// Says once what is wrong with a network.
-    fn complain(&mut self, network: &str, error: &Error) {
-        let text = error.to_string();
-        if self.refused.get(network) != Some(&text) {
+    /// Says once what is wrong with a network, or with the tunnel.
+    fn complain(&mut self, network: Option<&str>, error: &Error) {
+        let (network, text) = (network.map(str::to_owned), error.to_string());
+        if self.complaints.get(&network) != Some(&text) {
             tracing::error!(network, error = text, "an overlay is not here as etcd has it");
-            self.refused.insert(network.to_owned(), text);
+            self.complaints.insert(network, text);
         }
     }
 
@@ -311,6 +337,8 @@ impl Agent {
                 let Some((endpoint, mac)) = endpoint.and_then(|e| e.mac.map(|mac| (e, mac))) else {
                     continue;
                 };
+                let (known_as, ports) =
+                    sandbox.naming.map(|naming| (naming.names, naming.ports)).unwrap_or_default();
                 let address = |address: &IpNetwork| AddressRecord {
                     address: address.ip(),
                     epoch: epochs.get(&address.ip()).copied().unwrap_or_default(),
@@ -320,6 +348,8 @@ impl Agent {
                     mac,
                     names: plane.names(&sandbox.id),
                     aliases: endpoint.aliases,
+                    known_as,
+                    ports,
                 };
                 found.insert(sandbox.id, record);
             }
