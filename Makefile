@@ -4,11 +4,14 @@
 #   make test    format, lints, unit tests, integration tests
 #   make test-vm the integration tests on a second kind of machine: cgroup v2, Debian's kernel, in QEMU
 #                (FILTER=containers chooses; CRITEST=/path/to/critest runs that there; tests/vm/README.md)
+#   make test-vm-node  the installer there, on a Debian that systemd runs
 #   make bench   Berth and Debian's containerd side by side; joining a network beside the bare netlink calls; throughput beside
 #                paths made by hand
 #   make conformance CRITEST=/path/to/critest    the kubelet's view: cri-tools' suite, which you bring (docs/conformance.md)
 #   make docs    the documentation as a book, in target/docs (mdbook is built into target/tools when it is missing)
-#   make install PREFIX=/usr/local
+#   make install PREFIX=/usr/local           (and uninstall; DESTDIR=... for packagers)
+#   make static  programs that need no library of the host, in target/static
+#   make deb     target/debian/berth_VERSION_ARCH.deb
 
 PREFIX     ?= /usr/local
 DESTDIR    ?=
@@ -19,7 +22,8 @@ RUST_FLOOR := 1.95
 SUDO       := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-build setup-peers build release lint test test-vm bench demo conformance docs install uninstall clean
+.PHONY: setup setup-build setup-peers build release static lint test test-vm test-vm-node bench demo conformance docs stage install \
+  install-files uninstall deb clean
 
 ## === set-up ===
 
@@ -65,6 +69,11 @@ test-vm: setup build
 	@$(SUDO) tests/setup.sh vm
 	CARGO="$(CARGO)" CRITEST="$(CRITEST)" tests/vm/run.sh $(FILTER)
 
+# The installer on a machine that systemd runs.
+test-vm-node: setup build
+	@$(SUDO) tests/setup.sh vm
+	$(SUDO) tests/vm/node.sh
+
 # Lints are part of `test`. `cargo bench` shares its artefacts with the release build.
 bench: setup release
 	BERTH_BIN_DIR=$(CURDIR)/target/release $(CARGO) bench --bench lifecycle
@@ -93,32 +102,58 @@ target/tools/bin/mdbook:
 
 ## === installing ===
 
+# Where the programs are that are installed; debug ones for a test.
+BIN         ?= target/release
+STAGE       ?= target/package
 # Where bash, zsh and fish look for completions, below share.
 COMPLETIONS := bash-completion/completions/berth zsh/site-functions/_berth fish/vendor_completions.d/berth.fish
 
-install: release
-	install -D -m 0755 target/release/berthd     $(DESTDIR)$(PREFIX)/bin/berthd
-	install -D -m 0755 target/release/berth      $(DESTDIR)$(PREFIX)/bin/berth
-	install -D -m 0755 target/release/berth-shim $(DESTDIR)$(PREFIX)/bin/berth-shim
-	ln -sf berth-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim-berth-v1
-	install -D -m 0755 target/release/berth-cni  $(DESTDIR)$(PREFIX)/bin/berth-cni
-	target/release/berth man $(DESTDIR)$(PREFIX)/share/man/man1
-	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,$(dir $(COMPLETIONS)))
-	target/release/berth completions bash > $(DESTDIR)$(PREFIX)/share/$(word 1,$(COMPLETIONS))
-	target/release/berth completions zsh  > $(DESTDIR)$(PREFIX)/share/$(word 2,$(COMPLETIONS))
-	target/release/berth completions fish > $(DESTDIR)$(PREFIX)/share/$(word 3,$(COMPLETIONS))
-	[ -e $(DESTDIR)$(SYSCONFDIR)/berth/config.toml ] || { \
-	  mkdir -p $(DESTDIR)$(SYSCONFDIR)/berth/conf.d && \
-	  target/release/berthd config default > $(DESTDIR)$(SYSCONFDIR)/berth/config.toml; }
-	mkdir -p $(DESTDIR)$(UNITDIR)
-	sed 's|/usr/bin/|$(PREFIX)/bin/|g; s|/usr/local/bin/|$(PREFIX)/bin/|g' "$$(tests/setup.sh unit)" \
-	  > $(DESTDIR)$(UNITDIR)/berth.service
+install: release install-files
 
+stage:
+	packaging/stage.sh "$(BIN)" $(STAGE) "$(PREFIX)"
+
+# Nothing is built: everything else of `install`.
+install-files: stage
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/share/man/man1" "$(DESTDIR)$(UNITDIR)" \
+	  "$(DESTDIR)$(SYSCONFDIR)/berth/conf.d"
+	install -m 0755 $(addprefix $(BIN)/,berthd berth berth-shim berth-cni) "$(DESTDIR)$(PREFIX)/bin"
+	ln -sf berth-shim "$(DESTDIR)$(PREFIX)/bin/containerd-shim-berth-v1"
+	install -m 0644 $(STAGE)/man/*.1 "$(DESTDIR)$(PREFIX)/share/man/man1"
+	install -D -m 0644 $(STAGE)/completions/berth "$(DESTDIR)$(PREFIX)/share/$(word 1,$(COMPLETIONS))"
+	install -D -m 0644 $(STAGE)/completions/_berth "$(DESTDIR)$(PREFIX)/share/$(word 2,$(COMPLETIONS))"
+	install -D -m 0644 $(STAGE)/completions/berth.fish "$(DESTDIR)$(PREFIX)/share/$(word 3,$(COMPLETIONS))"
+	install -m 0644 $(STAGE)/berth.service "$(DESTDIR)$(UNITDIR)/berth.service"
+	install -D -m 0644 $(STAGE)/crictl.yaml "$(DESTDIR)$(PREFIX)/share/doc/berth/examples/crictl.yaml"
+	[ -e "$(DESTDIR)$(SYSCONFDIR)/berth/config.toml" ] || \
+	  install -m 0644 $(STAGE)/config.toml "$(DESTDIR)$(SYSCONFDIR)/berth/config.toml"
+
+# /etc/berth and what the daemon keeps stay: they are yours.
 uninstall:
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,berthd berth berth-shim berth-cni containerd-shim-berth-v1)
-	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/berth.1 $(DESTDIR)$(PREFIX)/share/man/man1/berth-*.1
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/,$(COMPLETIONS))
-	rm -f $(DESTDIR)$(UNITDIR)/berth.service
+	rm -f $(addprefix "$(DESTDIR)$(PREFIX)"/bin/,berthd berth berth-shim berth-cni containerd-shim-berth-v1)
+	rm -f "$(DESTDIR)$(PREFIX)"/share/man/man1/berth.1 "$(DESTDIR)$(PREFIX)"/share/man/man1/berth-*.1
+	rm -f $(addprefix "$(DESTDIR)$(PREFIX)"/share/,$(COMPLETIONS))
+	rm -f "$(DESTDIR)$(UNITDIR)/berth.service"
+	rm -rf "$(DESTDIR)$(PREFIX)/share/doc/berth"
+
+# No library of the host: berthd, berth and berth-cni with musl, which finds names without one; the shim, which needs libseccomp,
+# with the C library's own static parts, as in every release.
+MUSL := $(shell uname -m)-unknown-linux-musl
+static: release
+	@$(SUDO) tests/setup.sh static
+	rustup target add $(MUSL)
+	CC_$(subst -,_,$(MUSL))=musl-gcc $(CARGO) build --release --bins --package berth --package berth-cni --target $(MUSL)
+	install -D -t target/static $(addprefix target/$(MUSL)/release/,berthd berth berth-cni) target/release/berth-shim
+	@! file target/static/* | grep -v 'statically linked\|static-pie'
+
+# cargo-deb lands in target/tools, made once.
+DEB_VERSION ?= 3.8.0
+deb: release
+	$(MAKE) stage PREFIX=/usr
+	@$(SUDO) tests/setup.sh deb
+	[ -x target/tools/bin/cargo-deb ] || $(CARGO) install cargo-deb --version $(DEB_VERSION) --locked --root target/tools
+	target/tools/bin/cargo-deb --no-build --package berth
+	-lintian target/debian/berth_*.deb
 
 clean:
 	$(CARGO) clean

@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         [
             "runtime/v1/api.proto",
             "berth/v1/containers.proto",
+            "berth/v1/debug.proto",
             "berth/v1/images.proto",
             "berth/v1/networks.proto",
             "berth/v1/record.proto",

@@ -2,21 +2,27 @@
 //! own. A file for each service of `proto/berth/v1/`.
 
 mod containers;
+mod debug;
 mod images;
 mod networks;
 mod volumes;
 
 use berth_cni::Controller;
 
+use crate::events::Recent;
 use crate::image::Images;
 use crate::pod::Pods;
 use crate::proto::berth::v1::containers_server::ContainersServer;
+use crate::proto::berth::v1::debug_server::DebugServer;
 use crate::proto::berth::v1::images_server::ImagesServer;
 use crate::proto::berth::v1::networks_server::NetworksServer;
 use crate::proto::berth::v1::volumes_server::VolumesServer;
+use crate::streaming::Streaming;
 use crate::volume::Volumes;
+use crate::watchdog::Watchdog;
 
 pub use containers::ContainersFace;
+pub use debug::{DebugFace, Scrape};
 pub use images::ImagesFace;
 pub use networks::NetworksFace;
 pub use volumes::VolumesFace;
@@ -39,4 +45,16 @@ pub fn networks(pods: Pods, networks: Controller) -> NetworksServer<NetworksFace
 /// The service of volumes, ready to be added to a server.
 pub fn volumes(pods: Pods, images: Images, volumes: Volumes) -> VolumesServer<VolumesFace> {
     VolumesServer::new(VolumesFace::new(pods, images, volumes))
+}
+
+/// The service of how the daemon itself is, ready to be added to a server.
+pub fn debug(
+    pods: Pods,
+    networks: Controller,
+    streaming: Streaming,
+    watchdog: Watchdog,
+    recent: Recent,
+    scrape: Scrape,
+) -> DebugServer<DebugFace> {
+    DebugServer::new(DebugFace { pods, networks, streaming, watchdog, recent, scrape })
 }

@@ -82,6 +82,20 @@ impl Mode {
     }
 }
 
+/// Names of the groups right below `parent`, in any hierarchy.
+pub fn children(mode: Mode, parent: &str) -> std::collections::BTreeSet<String> {
+    let mut names = std::collections::BTreeSet::new();
+    for hierarchy in mode.hierarchies() {
+        let directory = hierarchy.join(parent.trim_matches('/'));
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                names.extend(entry.file_name().into_string());
+            }
+        }
+    }
+    names
+}
+
 fn is_v2(path: &Path) -> bool {
     const CGROUP2: u64 = 0x6367_7270;
     fs::statfs(path).is_ok_and(|s| u64::try_from(s.f_type).is_ok_and(|t| t == CGROUP2))

@@ -27,6 +27,7 @@ use parking_lot::{Mutex, RwLock};
 use serde_json::{Map, Value};
 
 use crate::error::chain;
+use crate::meter::Writes;
 use crate::proto::berth::v1::AttachmentRecord;
 use crate::store::Records;
 
@@ -62,6 +63,8 @@ pub struct Options {
     pub timeout: Duration,
     /// Directory of attachment records; kept over a reboot, as plugins keep their leases.
     pub records: PathBuf,
+    /// Times them.
+    pub writes: Writes,
 }
 
 /// What stands in the directory.
@@ -95,7 +98,7 @@ impl Cni {
     /// # Errors
     /// The record directory can't be made.
     pub fn open(options: Options) -> Result<Self, Error> {
-        let records = Records::open(options.records.clone())?;
+        let records = Records::open(options.records.clone())?.watched(options.writes.clone(), "cni");
         let loaded = records.load::<AttachmentRecord>()?;
         for id in loaded.damaged {
             tracing::warn!(

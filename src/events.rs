@@ -4,6 +4,8 @@
 //! events, and an event stream with holes is worth nothing: it ends with an error, and the subscriber lists and subscribes
 //! anew. Nothing is queued for it, so it can't make the daemon grow.
 
+mod recent;
+
 use std::sync::Arc;
 
 use futures::Stream;
@@ -12,6 +14,8 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::error::{Classify, Kind};
 use crate::pod::{PodEvent, Pods};
+
+pub use recent::{Happened, Recent};
 
 /// Why a subscription ends.
 #[derive(Debug, thiserror::Error)]

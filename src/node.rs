@@ -13,22 +13,27 @@
 //! can't lead out of it.
 
 pub mod apply;
+mod assess;
 pub mod check;
 mod containerd;
+pub mod doctor;
 mod error;
 mod kubelet;
 pub mod manifest;
+mod places;
 pub mod plan;
 pub mod remove;
+mod report;
 pub mod root;
 pub mod systemd;
 pub mod verify;
 
-pub use apply::{Change, Report, install};
+pub use apply::install;
 pub use error::Error;
 pub use manifest::Manifest;
 pub use plan::{Mode, Options};
 pub use remove::uninstall;
+pub use report::{Change, Report, What};
 pub use root::{HostPath, HostRoot};
 pub use verify::verify;
 

@@ -19,6 +19,7 @@ mod event;
 mod files;
 mod helper;
 mod init;
+mod leftovers;
 mod lifecycle;
 mod namespaces;
 mod network;
@@ -34,6 +35,7 @@ mod task;
 
 pub use error::Error;
 pub use event::{EventKind, PodEvent};
+pub use leftovers::{Leftover, Shims};
 pub use lifecycle::{ContainerStep, Lifecycle, Operation, PodStep, Told};
 pub use namespaces::Error as NamespaceError;
 pub use network::{PodCidrs, parse_mac};

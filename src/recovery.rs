@@ -10,6 +10,7 @@ use berth_cni::{Controller, Report};
 use crate::cni::Cni;
 use crate::error::chain;
 use crate::image::Images;
+use crate::meter::{Recoveries, Recovery};
 use crate::pod::{self, Pods};
 
 /// Between two looks at the networks. One costs a few milliseconds, during which no pod joins.
@@ -21,7 +22,13 @@ const SETTLE: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// When the pods' records can't be read. What goes wrong with a single thing is logged, and tried again at the next start.
-pub async fn run(pods: &Pods, networks: &Controller, cni: &Cni, images: &Images) -> Result<(), pod::Error> {
+pub async fn run(
+    pods: &Pods,
+    networks: &Controller,
+    cni: &Cni,
+    images: &Images,
+    recoveries: &Recoveries,
+) -> Result<(), pod::Error> {
     let found = pods.recover().await?;
     for error in &found.errors {
         tracing::warn!(error = chain(error), "recovery");
@@ -29,7 +36,9 @@ pub async fn run(pods: &Pods, networks: &Controller, cni: &Cni, images: &Images)
     for id in &found.undone {
         tracing::info!(id, "removed what was left of it");
     }
-    tell(networks.reconcile(&found.pods).await);
+    recoveries.count(Recovery::Undone, found.undone.len());
+    recoveries.count(Recovery::Failed, found.errors.len());
+    tell(networks.reconcile(&found.pods).await, recoveries);
     for error in cni.reconcile(&found.pods).await {
         tracing::warn!(error = chain(&error), "reconciling CNI attachments");
     }
@@ -42,7 +51,7 @@ pub async fn run(pods: &Pods, networks: &Controller, cni: &Cni, images: &Images)
 
 /// Holds the networks' records against the kernel now and then, and as soon as somebody takes our rules away, for as long as
 /// the daemon lives: rules that somebody flushed come back, a lease that nobody owns ends.
-pub async fn watch(pods: Pods, networks: Controller) {
+pub async fn watch(pods: Pods, networks: Controller, recoveries: Recoveries) {
     let mut rules = match networks.watch_rules() {
         Ok(rules) => Some(rules),
         Err(error) => {
@@ -69,19 +78,36 @@ pub async fn watch(pods: Pods, networks: Controller) {
             },
         }
         let pods = pods.clone();
-        tell(networks.reconcile_with(move || pods.ids()).await);
+        tell(networks.reconcile_with(move || pods.ids()).await, &recoveries);
     }
 }
 
-fn tell(reconciled: berth_cni::Result<Report>) {
+fn tell(reconciled: berth_cni::Result<Report>, recoveries: &Recoveries) {
     match reconciled {
         Ok(report) if report.is_clean() => tracing::debug!("networks reconciled: all is as recorded"),
         Ok(report) => {
+            count(&report, recoveries);
             for error in &report.errors {
                 tracing::warn!(error = chain(error), "reconciling networks");
             }
             tracing::info!(?report, "networks reconciled");
         }
-        Err(error) => tracing::warn!(error = chain(&error), "reconciling networks"),
+        Err(error) => {
+            recoveries.count(Recovery::Failed, 1);
+            tracing::warn!(error = chain(&error), "reconciling networks");
+        }
+    }
+}
+
+fn count(report: &Report, recoveries: &Recoveries) {
+    for (action, many) in [
+        (Recovery::Sandbox, report.removed_sandboxes.len()),
+        (Recovery::Link, report.removed_links.len()),
+        (Recovery::Lease, report.removed_leases + report.removed_ports),
+        (Recovery::Firewall, report.removed_elements + report.restored_elements),
+        (Recovery::Endpoint, report.restored_endpoints.len()),
+        (Recovery::Failed, report.errors.len()),
+    ] {
+        recoveries.count(action, many);
     }
 }

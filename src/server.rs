@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
 use tower::layer::util::{Identity, Stack};
 
+use crate::api::Scrape;
 use crate::cgroup::Mode;
 use crate::config::{Grpc, Runtime, Source};
 use crate::cri::{ImageFace, RuntimeFace};
@@ -121,6 +122,9 @@ pub enum Error {
     /// Handling signals.
     #[error("handling signals: {0}")]
     Signals(#[source] io::Error),
+    /// The thread that looks whether the daemon makes progress.
+    #[error("starting the watchdog's thread: {0}")]
+    Watchdog(#[source] io::Error),
     /// Registering metrics.
     #[error("registering metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -156,6 +160,7 @@ pub async fn run(source: Source, loaded: crate::config::Loaded, telemetry: Telem
     let observing = CancellationToken::new();
     let _observed = observing.clone().drop_guard();
     let observer = Observer::new(registry, &rooms)?;
+    let scrape = observer.scrape();
     if let Some(place) = &config.metrics.address {
         observer.serve(place, config.grpc.gid, observing).await?;
     }
@@ -168,16 +173,14 @@ pub async fn run(source: Source, loaded: crate::config::Loaded, telemetry: Telem
         "berthd is ready",
     );
     systemd::ready();
+    let _watching = rooms.watchdog.watch(systemd::alive).map_err(Error::Watchdog)?;
     let stop = async {
         signals.wait(&source, &telemetry).await;
         systemd::stopping();
     };
     let sessions = Sessions::serve(rooms.streaming.clone());
     let plugins = PluginSocket::serve(rooms.nri.clone(), &config.nri);
-    tokio::select! {
-        result = serve(&config.grpc, rooms, metrics, listener, stop) => result?,
-        () = systemd::watchdog() => {}
-    }
+    serve(&config.grpc, rooms, (metrics, scrape), listener, stop).await?;
     sessions.end().await;
     plugins.end().await;
     tracing::info!("berthd has stopped; containers keep running");
@@ -200,13 +203,13 @@ fn take_events(config: &crate::config::Config) -> Result<Option<Socket>, Error> 
 async fn serve(
     grpc: &Grpc,
     rooms: Rooms,
-    metrics: Metrics,
+    seen: (Metrics, Scrape),
     listener: UnixListener,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let stopped = CancellationToken::new();
     let incoming = UnixListenerStream::new(listener);
-    let serving = router(grpc, rooms, metrics, stopped.clone())
+    let serving = router(grpc, rooms, seen, stopped.clone())
         .serve_with_incoming_shutdown(incoming, stopped.clone().cancelled_owned());
     let bounded = async {
         stop.await;
@@ -280,7 +283,7 @@ impl PluginSocket {
 fn router(
     grpc: &Grpc,
     rooms: Rooms,
-    metrics: Metrics,
+    (metrics, scrape): (Metrics, Scrape),
     stopping: CancellationToken,
 ) -> Router<Stack<stack::Layers, Identity>> {
     let bounds = Bounds {
@@ -288,7 +291,9 @@ fn router(
         changes: grpc.max_concurrent_calls,
         reads: grpc.max_concurrent_reads,
     };
-    let Rooms { pods, images, facts, stats, streaming, networks, volumes, nri: _ } = rooms;
+    let Rooms { pods, images, facts, stats, streaming, networks, volumes, nri: _, watchdog, recent } = rooms;
+    let debug = (pods.clone(), networks.clone(), streaming.clone());
+    let own_debug = crate::api::debug(debug.0, debug.1, debug.2, watchdog, recent, scrape);
     let own_networks = crate::api::networks(pods.clone(), networks);
     let own_pods = pods.clone();
     let own_volumes = crate::api::volumes(pods.clone(), images.clone(), volumes);
@@ -312,6 +317,7 @@ fn router(
         .add_service(own_networks)
         .add_service(own_containers)
         .add_service(own_volumes)
+        .add_service(own_debug)
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {

@@ -16,6 +16,8 @@ use prost::Message;
 use rustix::fs::{FallocateFlags, fallocate};
 use sha2::{Digest, Sha256};
 
+use crate::meter::Writes;
+
 const MAGIC: &[u8; 4] = b"BRT1";
 const CHECK: usize = 8;
 /// Largest record that is read back; a CRI message is bounded to 16 MiB on its way in.
@@ -49,6 +51,8 @@ impl crate::error::Classify for Error {
 #[derive(Clone, Debug)]
 pub struct Records {
     directory: PathBuf,
+    /// What times its writes, and under which name.
+    watched: Option<(Writes, &'static str)>,
 }
 
 /// What a directory of records holds.
@@ -71,7 +75,13 @@ impl Records {
             path: directory.clone(),
             source,
         })?;
-        Ok(Self { directory })
+        Ok(Self { directory, watched: None })
+    }
+
+    /// Times what is written from now on, as a store of that name, and shows it while it is under way.
+    #[must_use]
+    pub fn watched(self, writes: Writes, store: &'static str) -> Self {
+        Self { watched: Some((writes, store)), ..self }
     }
 
     /// Writes the record of `id`, replacing the one before. On a full disk it is written over the one before: a pod must be
@@ -83,7 +93,8 @@ impl Records {
         let bytes = encode(message);
         let target = self.directory.join(id);
         let temporary = self.directory.join(format!(".{id}"));
-        blocking(move || {
+        let watched = self.begin("write_record", &target);
+        let written = blocking(move || {
             if let Err(source) = write(&temporary, &bytes) {
                 let _ = fs::remove_file(&temporary);
                 if source.kind() == io::ErrorKind::StorageFull && overwrite(&target, &bytes).is_ok() {
@@ -97,7 +108,15 @@ impl Records {
                 source,
             })
         })
-        .await
+        .await;
+        if let Some(watched) = watched {
+            watched.end(written.is_ok());
+        }
+        written
+    }
+
+    fn begin(&self, action: &'static str, path: &Path) -> Option<crate::meter::Write> {
+        self.watched.as_ref().map(|(writes, store)| writes.begin(store, action, path))
     }
 
     /// Removes the record of `id`; one that is not there is fine.
@@ -106,13 +125,18 @@ impl Records {
     /// [`Error::Io`] when the file can't be removed.
     pub async fn remove(&self, id: &str) -> Result<(), Error> {
         let path = self.directory.join(id);
-        blocking(move || match fs::remove_file(&path) {
+        let watched = self.begin("remove_record", &path);
+        let removed = blocking(move || match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(Error::Io { action: "removing", path, source })
             }
             _ => Ok(()),
         })
-        .await
+        .await;
+        if let Some(watched) = watched {
+            watched.end(removed.is_ok());
+        }
+        removed
     }
 
     /// Reads every record. Torn ones and leftovers of a cut-off write are removed and their ids returned.

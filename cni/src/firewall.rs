@@ -172,16 +172,10 @@ impl Firewall {
     /// and removed.
     pub(crate) fn align(&self, socket: &mut Socket, desired: &BTreeSet<Element>) -> Result<(usize, usize)> {
         self.ensure(socket)?;
-        let mut present = BTreeSet::new();
-        for set in SETS {
-            present.extend(nft::elements(socket, &self.table, set.name).map_err(self.failed("reading"))?);
-        }
-        // An interval set that begins after address 0 may show an end at 0 that nobody put there.
-        let surplus: Vec<_> =
-            present.difference(desired).filter(|e| !(e.end && e.key.iter().all(|byte| *byte == 0))).collect();
-        let missing: Vec<_> = desired.difference(&present).collect();
+        let (missing, surplus) = self.difference(socket, desired)?.unwrap_or_default();
+        let missing: Vec<_> = missing.iter().collect();
         let mut tx = Transaction::new(&self.table);
-        tx.remove(&surplus);
+        tx.remove(&surplus.iter().collect::<Vec<_>>());
         for chunk in missing.chunks(2_000) {
             tx.add(chunk);
             if tx.is_large() {
@@ -191,6 +185,30 @@ impl Firewall {
         }
         tx.commit(socket).map_err(self.failed("restoring"))?;
         Ok((missing.len(), surplus.len()))
+    }
+
+    /// What the sets lack of these elements, and what they have beyond them. `None` when there is no table.
+    pub(crate) fn difference(
+        &self,
+        socket: &mut Socket,
+        desired: &BTreeSet<Element>,
+    ) -> Result<Option<(Vec<Element>, Vec<Element>)>> {
+        let mut present = BTreeSet::new();
+        for set in SETS {
+            match nft::elements(socket, &self.table, set.name) {
+                Ok(elements) => present.extend(elements),
+                Err(error) if is_missing(&error) => return Ok(None),
+                Err(error) => return Err(self.failed("reading")(error)),
+            }
+        }
+        // An interval set that begins after address 0 may show an end at 0 that nobody put there.
+        let surplus = present
+            .difference(desired)
+            .filter(|e| !(e.end && e.key.iter().all(|byte| *byte == 0)))
+            .cloned()
+            .collect();
+        let missing = desired.difference(&present).cloned().collect();
+        Ok(Some((missing, surplus)))
     }
 
     /// Removes the table with all that is in it.

@@ -55,6 +55,15 @@ impl Pool {
         taken.dedup();
         taken
     }
+
+    /// How many addresses are given out by themselves, leased or not.
+    #[must_use]
+    pub fn capacity(&self) -> u128 {
+        let range = bits(self.range.0)..=bits(self.range.1);
+        let withheld = self.withheld().into_iter().filter(|address| range.contains(address)).count();
+        let size = (range.end() - range.start()).saturating_add(1);
+        size.saturating_sub(u128::try_from(withheld).unwrap_or(u128::MAX))
+    }
 }
 
 /// Who has an address.

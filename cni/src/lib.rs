@@ -40,7 +40,7 @@ mod store;
 mod sysctl;
 mod worker;
 
-pub use controller::{Controller, NetworkStatus, Options, PoolStatus, Report};
+pub use controller::{Audit, Controller, NetworkStatus, Options, PoolStatus, PoolUse, Report};
 pub use definition::NetworkRequest;
 pub use error::{Error, Kind, Result};
 pub use model::{
@@ -48,3 +48,4 @@ pub use model::{
     Protocol, Sandbox, SandboxSpec, Traffic,
 };
 pub use resolver::{Directory, NameCounts, Named, NamedPort, Naming};
+pub use store::commits;

@@ -16,7 +16,11 @@ use std::{
     fs::{self, File},
     net::IpAddr,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -170,9 +174,23 @@ fn database(file: &File) -> Result<Database> {
     builder.create_with_backend(backend::Unsynced(file)).map_err(failed("opening"))
 }
 
+/// Commits of this process, and the nanoseconds that they took: a transaction does not know whose store it is of.
+static COMMITS: AtomicU64 = AtomicU64::new(0);
+static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
+
 /// Makes the transaction durable.
 pub(crate) fn commit(tx: WriteTransaction) -> Result<()> {
-    tx.commit().map_err(failed("committing"))
+    let start = Instant::now();
+    tx.commit().map_err(failed("committing"))?;
+    COMMITS.fetch_add(1, Ordering::Relaxed);
+    NANOSECONDS.fetch_add(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    Ok(())
+}
+
+/// How many transactions this process has committed, and how long that took together.
+#[must_use]
+pub fn commits() -> (u64, Duration) {
+    (COMMITS.load(Ordering::Relaxed), Duration::from_nanos(NANOSECONDS.load(Ordering::Relaxed)))
 }
 
 pub(crate) fn decode<T: serde::de::DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T> {

@@ -84,6 +84,11 @@ impl Naming {
         Self { driver, root: root.to_owned() }
     }
 
+    /// The parent of pods that name none, where it is ours alone.
+    pub fn own_root(&self) -> Option<&str> {
+        (self.driver == Driver::Cgroupfs).then_some(self.root.as_str())
+    }
+
     /// The driver that names are for.
     pub fn driver(&self) -> Driver {
         self.driver

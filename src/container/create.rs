@@ -182,7 +182,7 @@ async fn make_recorded(
         });
         async { preparing.await.map_err(|_| Error::Interrupted("making a container"))? }
     };
-    let mut prepared = tools.stages.time(Stage::ContainerCreateRootfs, preparing).await?;
+    let mut prepared = tools.stages.time(Stage::ContainerCreateRootfs, &record.id, preparing).await?;
     record.user = Some(prepared.user);
     record.stop_signal = prepared.stop_signal;
     if let Some(adjust) = adjust {
@@ -206,7 +206,7 @@ async fn make_recorded(
         tracing::info!(container = record.id, note, "specification");
     }
     let launching = async { tools.launcher.spawn(&record.id, &layout.bundle, &pod.handler.backend) };
-    let shim = tools.stages.time(Stage::ContainerCreateShim, launching).await?;
+    let shim = tools.stages.time(Stage::ContainerCreateShim, &record.id, launching).await?;
     let terminal = record.config.as_ref().is_some_and(|config| config.tty);
     let log = record.config.as_ref().and_then(|config| log_path(&pod.config, config));
     // Clients can attach in any case; without a log they are the only ones to see the output.
@@ -226,7 +226,7 @@ async fn make_recorded(
             let stderr = if terminal { String::new() } else { output.clone() };
             let creating =
                 shim.create(vec![rootfs], input.to_owned(), output, stderr, terminal, restore.as_ref());
-            let result = stages.time_at(&place, Stage::ContainerRuntimeCreate, creating).await;
+            let result = stages.time_at(&place, Stage::ContainerRuntimeCreate, &id, creating).await;
             if let Err(error) = &result {
                 tracing::warn!(container = id, error = crate::error::chain(error), "creating the container");
             }

@@ -13,6 +13,8 @@ pub(crate) struct Ended {
     pub(crate) finished_at: i64,
     pub(crate) reason: &'static str,
     pub(crate) message: String,
+    /// Its shim is gone and left no exit status.
+    pub(crate) shim_lost: bool,
 }
 
 /// Exit code of a container whose real one nobody knows, as containerd gives it.
@@ -37,6 +39,7 @@ pub(crate) async fn watch(shim: &Shim) -> Ended {
             finished_at: now(),
             reason: "Error",
             message: format!("the container's shim ended without leaving an exit status: {error}"),
+            shim_lost: true,
         },
     }
 }
@@ -50,6 +53,7 @@ pub(crate) fn ended_unseen(bundle: &Path) -> Ended {
             reason: "Error",
             message: "the container ended while nobody watched: its shim is gone and left no exit status"
                 .to_owned(),
+            shim_lost: true,
         },
         |record| ended(&record),
     )
@@ -63,7 +67,7 @@ fn ended(record: &ExitRecord) -> Ended {
     } else {
         ("Error", String::new())
     };
-    Ended { exit_code: record.exit_code, finished_at: record.exited_at_ns, reason, message }
+    Ended { exit_code: record.exit_code, finished_at: record.exited_at_ns, reason, message, shim_lost: false }
 }
 
 /// Frees what an ended container still has: its cgroup, the shim's state, the shim.
@@ -104,6 +108,6 @@ mod tests {
     #[test]
     fn an_end_nobody_saw_is_an_error() {
         let ended = ended_unseen(Path::new("/nonexistent"));
-        assert_eq!((ended.exit_code, ended.reason), (255, "Error"));
+        assert_eq!((ended.exit_code, ended.reason, ended.shim_lost), (255, "Error", true));
     }
 }

@@ -4,9 +4,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-use prometheus::{Histogram, HistogramOpts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, Opts, Registry};
 use tracing::Instrument as _;
 
+use crate::progress::{Board, Kind};
 use crate::telemetry::Place;
 
 /// Seconds, from a netlink call to a disk that is stuck.
@@ -60,6 +61,20 @@ impl Stage {
         }
     }
 
+    /// The call that it is part of.
+    fn operation(self) -> &'static str {
+        match self {
+            Self::SandboxCreate | Self::SandboxCreateNamespaces | Self::SandboxCreateNetwork => {
+                "run_pod_sandbox"
+            }
+            Self::SandboxDeleteNetwork => "stop_pod_sandbox",
+            Self::ContainerCreateRootfs | Self::ContainerCreateShim | Self::ContainerRuntimeCreate => {
+                "create_container"
+            }
+            Self::ContainerStart => "start_container",
+        }
+    }
+
     fn help(self) -> &'static str {
         match self {
             Self::SandboxCreate => "Seconds until a sandbox stood.",
@@ -74,12 +89,16 @@ impl Stage {
     }
 }
 
-/// Times steps that were taken; those that failed are in the errors of calls.
+/// Times steps that were taken, counts those that failed, and shows on the board those that are under way.
 #[derive(Clone, Debug)]
-pub struct Stages(Arc<[Histogram; Stage::ALL.len()]>);
+pub struct Stages {
+    taken: Arc<[Histogram; Stage::ALL.len()]>,
+    failed: IntCounterVec,
+    board: Board,
+}
 
 impl Stages {
-    pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+    pub(super) fn new(registry: &Registry, board: Board) -> Result<Self, prometheus::Error> {
         let histogram = |stage: Stage| {
             let name = format!("berth_cri_{}_seconds", stage.name());
             Histogram::with_opts(HistogramOpts::new(name, stage.help()).buckets(BUCKETS.to_vec()))
@@ -98,16 +117,29 @@ impl Stages {
         for histogram in &all {
             registry.register(Box::new(histogram.clone()))?;
         }
-        Ok(Self(Arc::new(all)))
+        let failed = IntCounterVec::new(
+            Opts::new("berth_cri_stage_errors_total", "Steps that failed, by stage."),
+            &["stage"],
+        )?;
+        registry.register(Box::new(failed.clone()))?;
+        for stage in Stage::ALL {
+            failed.with_label_values(&[stage.name()]);
+        }
+        Ok(Self { taken: Arc::new(all), failed, board })
     }
 
-    /// Times `work`; in a trace it is a span below the one that is current.
+    /// Times `work` on a pod or container; in a trace it is a span below the one that is current.
     ///
     /// # Errors
     /// Those of `work`.
-    pub async fn time<T, E>(&self, stage: Stage, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    pub async fn time<T, E>(
+        &self,
+        stage: Stage,
+        object: &str,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         let span = tracing::debug_span!("stage", otel.name = stage.name());
-        self.observe(stage, work).instrument(span).await
+        self.observe(stage, object, work).instrument(span).await
     }
 
     /// Times `work` that goes on when the call which it belongs to is over; in a trace it is a span at `place`.
@@ -118,18 +150,31 @@ impl Stages {
         &self,
         place: &Place,
         stage: Stage,
+        object: &str,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         let span = tracing::debug_span!(parent: None, "stage", otel.name = stage.name());
         place.hold(&span);
-        self.observe(stage, work).instrument(span).await
+        self.observe(stage, object, work).instrument(span).await
     }
 
-    async fn observe<T, E>(&self, stage: Stage, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    async fn observe<T, E>(
+        &self,
+        stage: Stage,
+        object: &str,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let _under_way = self.board.begin(Kind::Step, stage.operation(), stage.name(), object);
         let start = Instant::now();
-        let done = work.await?;
+        let done = match work.await {
+            Ok(done) => done,
+            Err(error) => {
+                self.failed.with_label_values(&[stage.name()]).inc();
+                return Err(error);
+            }
+        };
         // The enumeration's own order: there is one for each.
-        if let Some(histogram) = self.0.get(stage as usize) {
+        if let Some(histogram) = self.taken.get(stage as usize) {
             histogram.observe(start.elapsed().as_secs_f64());
         }
         Ok(done)
@@ -138,23 +183,35 @@ impl Stages {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     use super::*;
 
     #[tokio::test]
-    async fn only_what_was_done_is_timed() {
+    async fn what_was_done_is_timed_and_what_failed_is_counted() {
         let registry = Registry::new();
-        let stages = Stages::new(&registry).unwrap();
-        stages.time(Stage::ContainerStart, async { Ok::<_, ()>(()) }).await.unwrap();
-        stages.time(Stage::ContainerStart, async { Err::<(), _>(()) }).await.unwrap_err();
+        let board = Board::default();
+        let stages = Stages::new(&registry, board.clone()).unwrap();
+        let seen = async {
+            let under_way = board.list();
+            assert_eq!(under_way.len(), 1);
+            assert_eq!((under_way[0].operation, under_way[0].stage), ("start_container", "container_start"));
+            assert_eq!(under_way[0].object, "c1");
+            Ok::<_, ()>(())
+        };
+        stages.time(Stage::ContainerStart, "c1", seen).await.unwrap();
+        stages.time(Stage::ContainerStart, "c1", async { Err::<(), _>(()) }).await.unwrap_err();
+        assert!(board.list().is_empty());
         for family in registry.gather() {
-            let count = family.get_metric()[0].get_histogram().get_sample_count();
-            assert_eq!(
-                count,
-                u64::from(family.name() == "berth_cri_container_start_seconds"),
-                "{}",
-                family.name()
-            );
+            for metric in family.get_metric() {
+                let (count, wanted) = if family.name() == "berth_cri_stage_errors_total" {
+                    let stage = metric.get_label()[0].value();
+                    (metric.get_counter().get_value() as u64, stage == "container_start")
+                } else {
+                    let count = metric.get_histogram().get_sample_count();
+                    (count, family.name() == "berth_cri_container_start_seconds")
+                };
+                assert_eq!(count, u64::from(wanted), "{}", family.name());
+            }
         }
     }
 }

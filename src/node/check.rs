@@ -17,6 +17,8 @@ pub enum Level {
     Warning,
     /// Berth can't run so.
     Missing,
+    /// Something does not work, or is about to stop working.
+    Wrong,
 }
 
 impl Level {
@@ -26,6 +28,7 @@ impl Level {
             Self::Ok => "ok",
             Self::Warning => "warning",
             Self::Missing => "missing",
+            Self::Wrong => "wrong",
         }
     }
 }
@@ -54,6 +57,16 @@ impl Finding {
         Self { check, level: Level::Warning, found: found.into(), advice: advice.into() }
     }
 
+    /// Something does not work.
+    pub fn wrong(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { check, level: Level::Wrong, found: found.into(), advice: advice.into() }
+    }
+
+    /// Whether somebody has to do something.
+    pub fn is_bad(&self) -> bool {
+        self.level >= Level::Missing
+    }
+
     /// It does not work so.
     pub fn missing(check: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { check, level: Level::Missing, found: found.into(), advice: advice.into() }
@@ -67,5 +80,15 @@ impl Finding {
 pub fn all(root: &HostRoot, mode: Mode) -> Result<Vec<Finding>, Error> {
     let mut findings = kernel::all(root, mode);
     findings.extend(host::all(root, mode)?);
+    Ok(findings)
+}
+
+/// The part of it that holds for a node which runs Berth already, however it got there.
+///
+/// # Errors
+/// When the host can't be read.
+pub fn standing(root: &HostRoot) -> Result<Vec<Finding>, Error> {
+    let mut findings = kernel::all(root, Mode::Node);
+    findings.extend(host::standing(root)?);
     Ok(findings)
 }

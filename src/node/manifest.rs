@@ -4,8 +4,11 @@
 //! anything. A manifest is input as any other: only paths that an installation writes to are believed, so that nobody can
 //! make an uninstallation remove something else by writing one.
 
+use std::io::Cursor;
+
 use serde::{Deserialize, Serialize};
 
+use super::places::{self, BACKUP};
 use super::root::{FileFacts, Found, HostPath, HostRoot};
 use super::{Error, HOME, Mode, VERSIONS};
 
@@ -13,8 +16,6 @@ use super::{Error, HOME, Mode, VERSIONS};
 pub(crate) const FILE: &str = "manifest.json";
 /// Where it lies.
 pub const PATH: &str = "/opt/berth/manifest.json";
-/// The directory of saved files.
-pub(crate) const BACKUP: &str = "/opt/berth/backup";
 /// Bytes of the largest that is read.
 const LIMIT: u64 = 1 << 20;
 /// Bytes of the largest file of somebody else that is put aside.
@@ -160,10 +161,10 @@ impl Manifest {
             return Err(format!("more than {ENTRIES} paths"));
         }
         for version in self.previous.iter().chain([&self.version]) {
-            super::plan::version(version).map_err(|error| error.to_string())?;
+            places::version(version).map_err(|error| error.to_string())?;
         }
         for (index, entry) in self.entries.iter().enumerate() {
-            if !super::plan::is_ours(&entry.path) {
+            if !places::is_ours(&entry.path) {
                 return Err(format!("it names {}, which no installation writes", entry.path));
             }
             if self.entries[..index].iter().any(|other| other.path == entry.path) {
@@ -181,6 +182,14 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// Writes it on a host.
+    pub(crate) fn store(&self, root: &HostRoot) -> Result<(), Error> {
+        let path = Self::path()?;
+        let over = root.look(&path)?.is_some();
+        root.put_file(&path, &mut Cursor::new(self.to_bytes()?), 0o600, over)?;
+        root.settle(&path)
     }
 
     /// The file as it is written.

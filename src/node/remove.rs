@@ -4,10 +4,10 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use super::apply::{Report, What, store};
 use super::containerd;
-use super::manifest::{self, BACKUP, Entry, Made, Manifest, Saved};
-use super::plan::SERVICE;
+use super::manifest::{self, Entry, Made, Manifest, Saved};
+use super::places::{BACKUP, SERVICE};
+use super::report::{Report, What};
 use super::root::{Found, HostPath, HostRoot};
 use super::systemd::Systemd;
 use super::{Error, HOME, kubelet};
@@ -46,7 +46,7 @@ pub fn uninstall(root: &Path, dry: bool) -> Result<Report, Error> {
     let gone = all.iter().filter(|entry| !entries_of_home(entry)).cloned().collect();
     let failed = entries(&root, &mut manifest, gone, &mut report);
     if !failed.is_empty() {
-        store(&root, &manifest)?;
+        manifest.store(&root)?;
         return Err(Error::Remains(failed));
     }
     for path in home(&root, &manifest)? {

@@ -260,6 +260,20 @@ impl HostRoot {
     /// # Errors
     /// When no file system says so.
     pub fn space(&self, path: &HostPath) -> Result<(u64, u64), Error> {
+        let stat = self.filesystem(path)?;
+        Ok((stat.f_bfree.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
+    }
+
+    /// Free and total inodes of the file system that a path is on; (0, 0) where it has no such bound.
+    ///
+    /// # Errors
+    /// As [`HostRoot::space`].
+    pub fn inodes(&self, path: &HostPath) -> Result<(u64, u64), Error> {
+        let stat = self.filesystem(path)?;
+        Ok((stat.f_ffree, stat.f_files))
+    }
+
+    fn filesystem(&self, path: &HostPath) -> Result<rustix::fs::StatVfs, Error> {
         let mut at = path.as_str();
         let directory = loop {
             match self.directory(at) {
@@ -268,8 +282,7 @@ impl HostRoot {
                 Err(error) => return Err(failed("opening", path)(error)),
             }
         };
-        let stat = rustix::fs::fstatvfs(&directory).map_err(failed("asking for the space of", path))?;
-        Ok((stat.f_bfree.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
+        rustix::fs::fstatvfs(&directory).map_err(failed("asking for the space of", path))
     }
 }
 

@@ -30,7 +30,8 @@ use crate::container::{
     self, CheckpointOptions, ContainerSnapshot, ContainerState, ExecOutput, Handler, Tools,
 };
 use crate::image::Images;
-use crate::meter::Stages;
+use crate::meter::{Recoveries, Stages, Writes};
+use crate::progress::Board;
 use crate::proto::berth::v1::{PodPhase, PodRecord};
 use crate::proto::runtime::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 use crate::shim::Launcher;
@@ -57,6 +58,12 @@ pub struct Options {
     pub default_network: String,
     /// Times the steps.
     pub stages: Stages,
+    /// Times the records.
+    pub writes: Writes,
+    /// Counts what is found amiss.
+    pub recoveries: Recoveries,
+    /// Shows what is under way.
+    pub board: Board,
     /// Devices by name.
     pub devices: cdi::Registry,
     /// Whether and by what there are checkpoints.
@@ -82,7 +89,7 @@ impl Pods {
         let records = options.root.join("records");
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let tools = Tools {
-            records: Records::open(records.join("containers"))?,
+            records: Records::open(records.join("containers"))?.watched(options.writes.clone(), "containers"),
             root: options.root,
             state: options.state,
             images,
@@ -100,7 +107,8 @@ impl Pods {
             default_network: options.default_network,
             cni: options.cni,
             records: Records::open(records.join("pods"))
-                .map_err(|error: store::Error| Error::Record(error))?,
+                .map_err(|error: store::Error| Error::Record(error))?
+                .watched(options.writes, "pods"),
             boot_id: boot_id.trim().to_owned(),
             handlers: handlers.collect(),
             default_handler: options.default_handler,
@@ -109,6 +117,8 @@ impl Pods {
             runs: Mutex::default(),
             events: Announcer::new(),
             lifecycle: options.lifecycle,
+            recoveries: options.recoveries,
+            board: options.board,
         };
         Ok(Self { shared: Arc::new(shared) })
     }

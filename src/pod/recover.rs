@@ -183,6 +183,7 @@ async fn settle(shared: &Arc<Shared>, mut record: ContainerRecord) -> Slot {
                     finished_at: container::now(),
                     reason: "ContainerCannotRun",
                     message: "the daemon ended while the container was being created".to_owned(),
+                    shim_lost: false,
                 });
             }
             None => ended = Some(container::ended_unseen(&layout.bundle)),
@@ -236,7 +237,7 @@ async fn undo_pod(shared: &Arc<Shared>, record: &PodRecord, found: &mut Recovere
 }
 
 /// Names in `directory` that no record speaks of.
-fn unowned(directory: &Path, owned: &HashSet<String>) -> Vec<String> {
+pub(super) fn unowned(directory: &Path, owned: &HashSet<String>) -> Vec<String> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|name| !owned.contains(name)).collect()

@@ -70,6 +70,24 @@ pub(super) enum Request {
     },
 }
 
+impl Request {
+    /// What is asked, and of which container if of one.
+    pub(super) fn subject(&self) -> (&'static str, Option<&str>) {
+        match self {
+            Self::StopPod { .. } => ("stop_pod_sandbox", None),
+            Self::RemovePod { .. } => ("remove_pod_sandbox", None),
+            Self::Create { .. } => ("create_container", None),
+            Self::Start { id, .. } => ("start_container", Some(id)),
+            Self::Stop { id, .. } => ("stop_container", Some(id)),
+            Self::Remove { id, .. } => ("remove_container", Some(id)),
+            Self::Connect { .. } => ("connect", None),
+            Self::Disconnect { .. } => ("disconnect", None),
+            Self::Update { id, .. } => ("update_container_resources", Some(id)),
+            Self::UpdatePod { .. } => ("update_pod_sandbox_resources", None),
+        }
+    }
+}
+
 /// A request, and the call that it is part of.
 #[derive(Debug)]
 pub(super) struct Asked {

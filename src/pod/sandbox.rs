@@ -36,8 +36,9 @@ pub(super) async fn bring_up(
     // A container is likely to follow at once.
     crate::cgroup::prime(shared.tools.host.cgroup);
     shared.records.put(&record.id, &record).await?;
+    let id = record.id.clone();
     let making = make(shared, &mut record, &config, &handler, plan, networks);
-    let made = shared.tools.stages.time(Stage::SandboxCreate, making).await;
+    let made = shared.tools.stages.time(Stage::SandboxCreate, &id, making).await;
     let made = match made {
         Ok(()) => {
             record.phase = PodPhase::PodReady.into();
@@ -77,14 +78,14 @@ async fn make(
         }
     };
     let making = namespaces.make(plan, shared.tools.launcher.program());
-    let making = shared.tools.stages.time(Stage::SandboxCreateNamespaces, making);
+    let making = shared.tools.stages.time(Stage::SandboxCreateNamespaces, &record.id, making);
     let (files, made) = tokio::join!(files, making);
     files?;
     made?;
     let mut addresses: Vec<IpAddr> = Vec::new();
     if let (Some(networks), Some(netns)) = (networks, namespaces.network()) {
         let attaching = network::attach(shared, config, &record.id, &netns, networks);
-        addresses = shared.tools.stages.time(Stage::SandboxCreateNetwork, attaching).await?;
+        addresses = shared.tools.stages.time(Stage::SandboxCreateNetwork, &record.id, attaching).await?;
     }
     record.addresses = addresses.iter().map(ToString::to_string).collect();
     let named = {
@@ -115,7 +116,7 @@ pub(super) async fn stop(shared: &Arc<Shared>, record: &PodRecord) -> Vec<Error>
         let left = network::detach(shared, &record.id).await;
         if left.is_empty() { Ok(()) } else { Err(left) }
     };
-    let detached = shared.tools.stages.time(Stage::SandboxDeleteNetwork, detaching).await;
+    let detached = shared.tools.stages.time(Stage::SandboxDeleteNetwork, &record.id, detaching).await;
     errors.extend(detached.err().into_iter().flatten());
     let directory = Directory::new(&shared.tools.state, &record.id);
     let init_pid = record.init_pid;

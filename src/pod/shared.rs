@@ -13,6 +13,8 @@ use super::request::Handle;
 use super::runs::{Key, Runs};
 use crate::cni::Cni;
 use crate::container::{Handler, Tools};
+use crate::meter::Recoveries;
+use crate::progress::Board;
 use crate::proto::runtime::v1::PodSandboxConfig;
 use crate::store::Records;
 
@@ -35,6 +37,8 @@ pub(super) struct Shared {
     pub(super) events: Announcer,
     /// Who is told of each step, if anybody can be.
     pub(super) lifecycle: Option<Arc<dyn Lifecycle>>,
+    pub(super) recoveries: Recoveries,
+    pub(super) board: Board,
 }
 
 impl Shared {

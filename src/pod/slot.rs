@@ -98,7 +98,8 @@ impl Slot {
         self.record.phase = ContainerPhase::ContainerExited.into();
         self.record.pid = 0;
         self.record.exit_code = ended.exit_code;
-        self.record.finished_at = ended.finished_at;
+        // A short one may have ended before its start was noted.
+        self.record.finished_at = ended.finished_at.max(self.record.started_at);
         ended.reason.clone_into(&mut self.record.reason);
         self.record.message = ended.message;
         self.exited.send_replace(true);

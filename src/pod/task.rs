@@ -29,6 +29,7 @@ use super::shared::Shared;
 use super::slot::Slot;
 use super::snapshot::PodSnapshot;
 use crate::container::{self, Ended, Making, Refusal, Surroundings};
+use crate::progress::Kind;
 use crate::proto::berth::v1::{PodPhase, PodRecord};
 use crate::proto::runtime::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 
@@ -210,6 +211,9 @@ impl Task {
     }
 
     fn handle(&mut self, request: Request) {
+        let (operation, container) = request.subject();
+        let object = container.unwrap_or(&self.record.id);
+        let _turn = self.shared.board.begin(Kind::Turn, operation, "pod_task", object);
         match request {
             Request::StopPod { reply } => self.stop_pod(reply),
             Request::RemovePod { reply } => self.remove_pod(reply),
@@ -225,6 +229,7 @@ impl Task {
     }
 
     fn done(&mut self, done: Done) {
+        let _turn = self.shared.board.begin(Kind::Turn, "job_done", "pod_task", self.record.id.as_str());
         match done {
             Done::Created { key, id, result, operation } => self.created(&key, &id, *result, operation),
             Done::Started { id, result, reply, operation } => self.started(&id, result, reply, operation),

@@ -16,6 +16,7 @@ use crate::config::{CgroupDriver, Config, Etcd, Loaded, NetworkMode, NetworkStor
 use crate::container::CheckpointOptions;
 use crate::container::spec::{self, HandlerOptions, SeccompDefault};
 use crate::cri::{Facts, Handler};
+use crate::events::Recent;
 use crate::image::{self, Images, Limits};
 use crate::meter::Meter;
 use crate::nri::{self, Nri};
@@ -25,6 +26,7 @@ use crate::shim::{self, Backend, Launcher};
 use crate::stats::{self, Stats};
 use crate::streaming::{self, Streaming};
 use crate::volume::Volumes;
+use crate::watchdog::{self, Watchdog};
 
 /// What the faces call.
 #[derive(Clone, Debug)]
@@ -38,6 +40,8 @@ pub(crate) struct Rooms {
     pub(crate) streaming: Streaming,
     /// `None` when it is turned off.
     pub(crate) nri: Option<Nri>,
+    pub(crate) watchdog: Watchdog,
+    pub(crate) recent: Recent,
 }
 
 /// Opens all rooms; pods come back from their records before this returns.
@@ -48,14 +52,15 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     let networks = Controller::open(network_options(config)).map_err(Error::Network)?;
     let driver = cgroup_driver(config.cgroup.driver);
     let abilities = handlers::ask(&config.runtimes);
-    let cni = Cni::open(cni_options(config)).map_err(Error::Cni)?;
+    let cni = Cni::open(cni_options(config, meter)).map_err(Error::Cni)?;
     let mut options = pod_options(config, driver, &abilities, meter, cni.clone())?;
     let nri = config.nri.enable.then(|| Nri::new(nri_options(config, options.devices.clone())));
     options.lifecycle = nri.clone().map(|nri| Arc::new(nri) as Arc<dyn Lifecycle>);
     let (naming, mode) = (options.naming.clone(), options.host.cgroup);
     let facts = facts(loaded, driver, &abilities, &options.host);
     let pods = Pods::open(options, images.clone(), networks.clone()).map_err(Error::Pods)?;
-    recovery::run(&pods, &networks, &cni, &images).await.map_err(Error::Pods)?;
+    let recent = Recent::of(&pods);
+    recovery::run(&pods, &networks, &cni, &images, &meter.recoveries).await.map_err(Error::Pods)?;
     super::overlay::serve(&pods, &networks);
     if let Some(nri) = &nri {
         // They are told of what was there before the first call can change it.
@@ -70,9 +75,13 @@ pub(crate) async fn open(loaded: &Loaded, meter: &Meter) -> Result<Rooms, Error>
     });
     tokio::spawn(stats.clone().sample());
     let streaming = Streaming::open(&streaming_options(config), pods.clone()).map_err(Error::Streaming)?;
-    tokio::spawn(recovery::watch(pods.clone(), networks.clone()));
+    tokio::spawn(recovery::watch(pods.clone(), networks.clone(), meter.recoveries.clone()));
     tokio::spawn(cni.watch());
-    Ok(Rooms { pods, images, facts: Arc::new(facts), stats, streaming, networks, volumes, nri })
+    // Within the time after which the service manager restarts a daemon that shows no life.
+    let limit = super::systemd::watchdog().map_or(watchdog::LIMIT, |period| period / 2);
+    let watchdog = Watchdog::new(meter.board.clone(), limit);
+    let facts = Arc::new(facts);
+    Ok(Rooms { pods, images, facts, stats, streaming, networks, volumes, nri, watchdog, recent })
 }
 
 fn image_options(config: &Config, meter: &Meter) -> image::Options {
@@ -154,7 +163,7 @@ fn nri_options(config: &Config, devices: Registry) -> nri::Options {
     }
 }
 
-fn cni_options(config: &Config) -> cni::Options {
+fn cni_options(config: &Config, meter: &Meter) -> cni::Options {
     let network = &config.network;
     cni::Options {
         mode: match network.mode {
@@ -166,6 +175,7 @@ fn cni_options(config: &Config) -> cni::Options {
         plugins: network.cni_bin_dirs.clone(),
         timeout: network.cni_timeout,
         records: config.root.join("records").join("cni"),
+        writes: meter.writes.clone(),
     }
 }
 
@@ -225,6 +235,9 @@ fn pod_options(
         host,
         default_network: config.network.default.clone(),
         stages: meter.stages.clone(),
+        writes: meter.writes.clone(),
+        recoveries: meter.recoveries.clone(),
+        board: meter.board.clone(),
         devices: Registry::new(config.devices.cdi_spec_dirs.clone()),
         checkpoint: CheckpointOptions::new(config.checkpoint.enable, config.checkpoint.criu.clone()),
         lifecycle: None,

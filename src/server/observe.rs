@@ -1,7 +1,8 @@
 //! The listener for those who watch the daemon: Prometheus, and probes.
 //!
-//! `GET /metrics` is the text format of Prometheus, `/healthz` says that the daemon answers, `/readyz` whether it can run pods:
-//! what the kubelet reads as RuntimeReady and NetworkReady. Everything else is 404. It has no authentication: it listens on
+//! `GET /metrics` is the text format of Prometheus, `/healthz` says whether all parts of the daemon make progress, `/readyz`
+//! whether it can run pods: what the kubelet reads as RuntimeReady and NetworkReady as well. Both name the part that fails, a line
+//! each. Everything else is 404. It has no authentication: it listens on
 //! loopback or a unix socket, and shows numbers, no names of pods.
 
 mod gauges;
@@ -26,9 +27,11 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use super::assembly::Rooms;
 use super::socket::Socket;
+use crate::api::Scrape;
 use crate::config::Listen;
 use crate::error::chain;
 use crate::pod::Pods;
+use crate::watchdog::Watchdog;
 use gauges::Gauges;
 
 /// Connections at once; a scraper has one.
@@ -47,6 +50,7 @@ struct Inner {
     registry: Registry,
     gauges: Gauges,
     pods: Pods,
+    watchdog: Watchdog,
 }
 
 /// Where it listens.
@@ -65,7 +69,8 @@ impl Observer {
     pub(super) fn new(registry: Registry, rooms: &Rooms) -> Result<Self, prometheus::Error> {
         let gauges = Gauges::new(&registry, rooms)?;
         tokio::spawn(oom::count(rooms.pods.clone(), oom::counter(&registry)?));
-        Ok(Self(Arc::new(Inner { registry, gauges, pods: rooms.pods.clone() })))
+        let (pods, watchdog) = (rooms.pods.clone(), rooms.watchdog.clone());
+        Ok(Self(Arc::new(Inner { registry, gauges, pods, watchdog })))
     }
 
     /// Listens, and serves until `stop`. A unix socket is as the CRI's: mode 0660, group `gid`.
@@ -137,22 +142,36 @@ impl Observer {
         }
         match request.uri().path() {
             "/metrics" => self.metrics(),
-            "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" => match self.0.pods.network_ready() {
-                Ok(()) => text(StatusCode::OK, "ok\n"),
-                Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("network: {reason}\n")),
-            },
+            "/healthz" => verdict(&self.hangs()),
+            "/readyz" => {
+                let network = self.0.pods.network_ready().err().map(|reason| format!("network: {reason}"));
+                verdict(&self.hangs().into_iter().chain(network).collect::<Vec<_>>())
+            }
             _ => text(StatusCode::NOT_FOUND, "there is /metrics, /healthz and /readyz\n"),
         }
     }
 
+    fn hangs(&self) -> Vec<String> {
+        self.0.watchdog.hangs().iter().map(ToString::to_string).collect()
+    }
+
     fn metrics(&self) -> Response<Full<Bytes>> {
-        self.0.gauges.refresh();
-        let (encoder, mut body) = (TextEncoder::new(), Vec::new());
-        if let Err(error) = encoder.encode(&self.0.registry.gather(), &mut body) {
-            return text(StatusCode::INTERNAL_SERVER_ERROR, &format!("writing the metrics: {error}\n"));
+        match self.written() {
+            Ok(body) => response(StatusCode::OK, TextEncoder::new().format_type(), body.into_bytes()),
+            Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{why}\n")),
         }
-        response(StatusCode::OK, encoder.format_type(), body)
+    }
+
+    fn written(&self) -> Result<String, String> {
+        self.0.gauges.refresh();
+        let text = TextEncoder::new().encode_to_string(&self.0.registry.gather());
+        text.map_err(|error| format!("writing the metrics: {error}"))
+    }
+
+    /// Writes the metrics for those who ask on another way.
+    pub(super) fn scrape(&self) -> Scrape {
+        let observer = self.clone();
+        Arc::new(move || observer.written())
     }
 }
 
@@ -160,6 +179,14 @@ fn shown(place: &Listen) -> String {
     match place {
         Listen::Tcp(address) => address.to_string(),
         Listen::Unix(path) => path.display().to_string(),
+    }
+}
+
+/// 200 when nothing fails, else what does, a line each.
+fn verdict(failing: &[String]) -> Response<Full<Bytes>> {
+    match failing {
+        [] => text(StatusCode::OK, "ok\n"),
+        failing => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{}\n", failing.join("\n"))),
     }
 }
 

@@ -34,10 +34,12 @@ impl Daemon {
         let (socket, listener) = Socket::listen(&grpc.address, 0).unwrap();
         let metrics = Metrics::new(&Registry::new()).unwrap();
         let rooms = fixtures::rooms(directory.path());
+        let scrape: Scrape = std::sync::Arc::new(|| Ok(String::new()));
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let address = grpc.address.clone();
-        let serving = tokio::spawn(async move { serve(&grpc, rooms, metrics, listener, stopped).await });
+        let serving =
+            tokio::spawn(async move { serve(&grpc, rooms, (metrics, scrape), listener, stopped).await });
         let connect = tower::service_fn(move |_: Uri| {
             let address = address.clone();
             async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(address).await?)) }

@@ -193,6 +193,7 @@ async fn session(
     peer: Peer,
     stop: &CancellationToken,
 ) {
+    let _counted = shared.sessions.begin(&call);
     match call {
         Call::Exec(exec) => {
             let Some(mut client) = client(io, peer, transport, exec.wants).await else { return };

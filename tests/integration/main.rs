@@ -21,6 +21,7 @@ mod containerd;
 mod containers;
 mod daemon;
 mod docs;
+mod doctor;
 mod events;
 mod exec_sync;
 mod full_disk;
@@ -62,6 +63,7 @@ mod system;
 mod traces;
 mod userns;
 mod volumes;
+mod watchdog;
 
 use libtest_mimic::{Arguments, Trial};
 use support::World;
@@ -86,6 +88,7 @@ fn main() {
             containers::trials(),
             daemon::trials(),
             docs::trials(),
+            doctor::trials(),
             events::trials(),
             exec_sync::trials(),
             full_disk::trials(),
@@ -126,6 +129,7 @@ fn main() {
             system::trials(),
             userns::trials(),
             volumes::trials(),
+            watchdog::trials(),
         ]
         .into_iter()
         .flatten()

@@ -16,7 +16,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 impl World {
     /// Status and body of a request to the listener.
-    fn observe(&self, request: &str) -> (u16, String) {
+    pub(crate) fn observe(&self, request: &str) -> (u16, String) {
         let mut stream = UnixStream::connect(self.run.join("metrics.sock")).unwrap();
         stream
             .write_all(format!("{request} HTTP/1.1\r\nHost: berth\r\nConnection: close\r\n\r\n").as_bytes())
@@ -58,11 +58,20 @@ async fn numbers_follow_what_happens(world: &mut World) {
         ("berth_cri_container_create_shim_seconds_count", 1.0),
         ("berth_cri_container_runtime_create_seconds_count", 1.0),
         ("berth_cri_container_start_seconds_count", 1.0),
+        ("berth_cri_stage_errors_total{stage=\"container_start\"}", 0.0),
+        ("berth_ready", 1.0),
+        ("berth_hanging{part=\"store\"}", 0.0),
+        ("berth_streaming_sessions{kind=\"exec\"}", 0.0),
+        ("berth_recovery_actions_total{action=\"failed\"}", 0.0),
+        ("berth_store_errors_total{store=\"pods\"}", 0.0),
     ] {
         assert_eq!(world.metric(name), Some(value), "{name}");
     }
     assert!(world.metric("berth_network_addresses_leased{network=\"bridge\"}").unwrap() >= 1.0);
     assert!(world.metric("berth_cri_image_pulls_bytes_total").unwrap() > 1000.0);
+    assert!(world.metric("berth_store_commit_seconds_count{store=\"pods\"}").unwrap() >= 2.0);
+    assert!(world.metric("berth_network_store_commits_total").unwrap() >= 2.0);
+    assert!(world.metric("berth_network_store_commit_seconds_total").unwrap() > 0.0);
     assert!(world.metric("process_resident_memory_bytes").unwrap() > 1e6);
     world.exec_sync(&container, &["false"], 5).await.unwrap();
     world.stop_container("nobody-has-this-id", 0).await.unwrap();

@@ -9,7 +9,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::node::v1::RuntimeClass;
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,25 +17,34 @@ use serde_json::Value;
 
 use crate::host::{Host, text};
 
-fn repository() -> &'static Path {
+pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn chart() -> PathBuf {
+pub(crate) fn chart() -> PathBuf {
     repository().join("charts/berth")
 }
 
-/// helm: the one in `PATH`, else one that is fetched once. `None`, with the reason printed, where it can't be had.
+/// helm, where it can be had.
 fn helm() -> Option<&'static Path> {
     static HELM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let found = HELM.get_or_init(|| {
-        if Command::new("helm").arg("version").output().is_ok_and(|output| output.status.success()) {
-            return Ok("helm".into());
+    tool(&HELM, "helm", &["version"])
+}
+
+/// A program: the one in `PATH`, else one that `tests/setup.sh` fetches once. `None`, with the reason printed, where it can't be had.
+pub(crate) fn tool(
+    once: &'static OnceLock<Result<PathBuf, String>>,
+    name: &str,
+    version: &[&str],
+) -> Option<&'static Path> {
+    let found = once.get_or_init(|| {
+        if Command::new(name).args(version).output().is_ok_and(|output| output.status.success()) {
+            return Ok(name.into());
         }
-        let fetched = repository().join("target/tools/helm");
+        let fetched = repository().join("target/tools").join(name);
         if !fetched.exists() {
             let mut setup = Command::new("sh");
-            setup.arg("tests/setup.sh").arg("helm").arg(&fetched);
+            setup.arg("tests/setup.sh").arg(name).arg(&fetched);
             let output = setup.current_dir(repository()).output().map_err(|error| error.to_string())?;
             if !output.status.success() {
                 return Err(text(&output));
@@ -46,7 +55,7 @@ fn helm() -> Option<&'static Path> {
     match found {
         Ok(path) => Some(path),
         Err(why) => {
-            println!("skipped: helm is not here and can't be fetched: {why}");
+            println!("skipped: {name} is not here and can't be fetched: {why}");
             None
         }
     }
@@ -135,6 +144,8 @@ const VARIANTS: &[&[&str]] = &[
     &[
         "--set",
         "serviceAccount.create=false,uninstall.enabled=false,networkPolicy.enabled=false,priorityClassName=x",
+        "--set",
+        "nodeLabel.enabled=false,metrics.dashboard.enabled=false",
     ],
 ];
 
@@ -164,6 +175,10 @@ fn every_manifest_is_what_kubernetes_knows() {
                 ("v1", "ServiceAccount") => drop(typed::<ServiceAccount>(manifest)),
                 ("networking.k8s.io/v1", "NetworkPolicy") => drop(typed::<NetworkPolicy>(manifest)),
                 ("node.k8s.io/v1", "RuntimeClass") => drop(typed::<RuntimeClass>(manifest)),
+                ("rbac.authorization.k8s.io/v1", "ClusterRole") => drop(typed::<ClusterRole>(manifest)),
+                ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
+                    drop(typed::<ClusterRoleBinding>(manifest));
+                }
                 ("rbac.authorization.k8s.io/v1", "Role") => drop(typed::<Role>(manifest)),
                 ("rbac.authorization.k8s.io/v1", "RoleBinding") => drop(typed::<RoleBinding>(manifest)),
                 ("scheduling.k8s.io/v1", "PriorityClass") => drop(typed::<PriorityClass>(manifest)),
@@ -175,6 +190,11 @@ fn every_manifest_is_what_kubernetes_knows() {
                     assert!(wanted.iter().all(|(key, value)| labels.get(key) == Some(value)), "{labels:?}");
                     assert_eq!(Some(spec.endpoints[0].port.as_str()), service_port(&manifests).as_deref());
                     assert!(labels.contains_key(&spec.job_label));
+                }
+                ("monitoring.coreos.com/v1", "PrometheusRule") => {
+                    let groups: Vec<crate::alerts::Group> =
+                        serde_json::from_value(manifest["spec"]["groups"].clone()).unwrap();
+                    assert_eq!(groups, crate::alerts::rules());
                 }
                 other => panic!("{other:?} is a kind this test does not know"),
             }
@@ -230,7 +250,18 @@ fn nodes_are_worked_on_one_at_a_time_with_as_little_power_as_it_takes() {
     }
     let watch = &pod.containers[0];
     assert!(watch.volume_mounts.iter().flatten().all(|mount| mount.read_only == Some(true)));
-    // Only the pod that waits for the others may ask the API server, and only for one thing.
+    // The pods that stay may change nodes and nothing else, and what installs has no token.
+    let role: ClusterRole = typed(of_kind(&manifests, "ClusterRole").next().unwrap());
+    let rules = role.rules.unwrap();
+    assert_eq!(
+        (rules.len(), rules[0].verbs.as_slice(), rules[0].resources.as_deref()),
+        (1, &["patch".to_owned()][..], Some(&["nodes".to_owned()][..]))
+    );
+    let mounts = |container: &k8s_openapi::api::core::v1::Container| {
+        container.volume_mounts.iter().flatten().any(|mount| mount.name == "account")
+    };
+    assert!(mounts(watch) && !pod.init_containers.iter().flatten().any(mounts));
+    // Only the pod that waits for the others may ask the API server otherwise, and only for one thing.
     let role: Role = typed(of_kind(&manifests, "Role").next().unwrap());
     let rules = role.rules.unwrap();
     assert_eq!(rules.len(), 1);
@@ -271,6 +302,57 @@ fn run(args: &[String], host: &Host, config: &Path, more: &[&str]) -> String {
     text(&output)
 }
 
+/// The ConfigMap with the daemon's configuration.
+fn configuration(manifests: &[Value]) -> ConfigMap {
+    let mut maps = of_kind(manifests, "ConfigMap").map(typed::<ConfigMap>);
+    maps.find(|map| map.data.as_ref().unwrap().contains_key("berth.toml")).unwrap()
+}
+
+#[test]
+fn without_the_label_nothing_on_a_node_talks_to_the_api_server() {
+    let Some(helm) = helm() else { return };
+    let selector = |manifests: &[Value]| {
+        let class: RuntimeClass = typed(of_kind(manifests, "RuntimeClass").next().unwrap());
+        class.scheduling.unwrap().node_selector.unwrap()
+    };
+    let policy = |manifests: &[Value]| {
+        let policy: NetworkPolicy = typed(of_kind(manifests, "NetworkPolicy").next().unwrap());
+        policy.spec.unwrap().egress.unwrap_or_default().len()
+    };
+    let with = render(helm, &[]).unwrap();
+    assert_eq!(selector(&with)["berth.dev/ready"], "true");
+    assert_eq!(policy(&with), 1);
+    let without = render(helm, &["--set", "nodeLabel.enabled=false"]).unwrap();
+    assert!(!selector(&without).contains_key("berth.dev/ready"));
+    assert_eq!(policy(&without), 0);
+    assert_eq!(of_kind(&without, "ClusterRole").count() + of_kind(&without, "ClusterRoleBinding").count(), 0);
+    let (_, pod) = daemon_set(&without, "node");
+    assert!(pod.volumes.unwrap().iter().all(|volume| volume.projected.is_none()));
+    assert!(!pod.containers[0].args.as_ref().unwrap().iter().any(|arg| arg.contains("--label")));
+}
+
+#[test]
+fn the_dashboard_is_where_grafana_looks() {
+    let Some(helm) = helm() else { return };
+    let dashboards = |arguments: &[&str]| {
+        let manifests = render(helm, arguments).unwrap();
+        let maps = of_kind(&manifests, "ConfigMap").map(typed::<ConfigMap>);
+        maps.filter(|map| map.data.as_ref().unwrap().contains_key("berth.json")).collect::<Vec<_>>()
+    };
+    let found = dashboards(NODE);
+    assert_eq!(found[0].metadata.labels.as_ref().unwrap()["grafana_dashboard"], "1");
+    let shown: Value = serde_json::from_str(&found[0].data.as_ref().unwrap()["berth.json"]).unwrap();
+    assert_eq!(shown, crate::alerts::dashboard(), "what helm makes of it is the file");
+    for none in [&["--set", "mode=node,metrics.dashboard.enabled=false"][..], &["--set", "mode=runtimeclass"]]
+    {
+        assert!(dashboards(none).is_empty(), "{none:?}");
+    }
+    let rules = |arguments: &[&str]| of_kind(&render(helm, arguments).unwrap(), "PrometheusRule").count();
+    assert_eq!(rules(NODE), 1);
+    assert_eq!(rules(&["--set", "mode=node"]), 0, "not where the cluster has no such kind");
+    assert_eq!(rules(&[NODE, &["--set", "metrics.alerts.enabled=false"]].concat()), 0);
+}
+
 #[test]
 fn the_program_takes_the_chart_s_commands_and_configuration() {
     let Some(helm) = helm() else { return };
@@ -285,7 +367,7 @@ fn the_program_takes_the_chart_s_commands_and_configuration() {
         let before = host.snapshot();
         std::fs::create_dir(host.outside()).unwrap();
         let config = host.outside().join("berth.toml");
-        let map: ConfigMap = typed(of_kind(&manifests, "ConfigMap").next().unwrap());
+        let map = configuration(&manifests);
         std::fs::write(&config, &map.data.unwrap()["berth.toml"]).unwrap();
         let (_, pod) = daemon_set(&manifests, "node");
         let args = pod.init_containers.unwrap().remove(0).args.unwrap();
@@ -320,7 +402,7 @@ fn values_that_make_no_sense_are_refused_with_their_name() {
     }
     let own =
         render(helm, &["--set", "mode=node", "--set-string", "config=[metrics]\naddress = \"\""]).unwrap();
-    let map: ConfigMap = typed(of_kind(&own, "ConfigMap").next().unwrap());
+    let map = configuration(&own);
     assert_eq!(map.data.unwrap()["berth.toml"].matches("[metrics]").count(), 1, "theirs wins");
 }
 

@@ -132,3 +132,84 @@ fn it_waits_until_all_pods_of_a_daemonset_are_ready() {
     assert!(text(&output).contains("2 of 2 nodes done"));
     api.join().unwrap();
 }
+
+/// An API server that answers each request with 200 and hands out its head's first line and body.
+fn api() -> (String, mpsc::Receiver<(String, String)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("http://{}", listener.local_addr().unwrap());
+    let (send, asked) = mpsc::channel();
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            let mut head = String::new();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            while reader.read_line(&mut head).unwrap() > 2 {}
+            assert!(head.to_ascii_lowercase().contains("authorization: bearer secret\r\n"), "{head}");
+            assert!(
+                head.to_ascii_lowercase().contains("content-type: application/merge-patch+json\r\n"),
+                "{head}"
+            );
+            let length = head.to_ascii_lowercase().lines().find_map(|line| {
+                line.strip_prefix("content-length: ").map(|length| length.parse::<usize>().unwrap())
+            });
+            let mut body = vec![0; length.unwrap()];
+            reader.read_exact(&mut body).unwrap();
+            // The first is refused, as by an API server that is just not there.
+            let status = if number == 0 { "503 Busy" } else { "200 OK" };
+            write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}")
+                .unwrap();
+            let line = head.lines().next().unwrap().to_owned();
+            if number > 0 && send.send((line, String::from_utf8(body).unwrap())).is_err() {
+                return;
+            }
+        }
+    });
+    (server, asked)
+}
+
+#[test]
+fn the_node_is_labelled_by_whether_it_is_ready() {
+    let host = Host::new();
+    host.install("runtimeclass", "1.0.0", &[]);
+    let account = tempfile::tempdir().unwrap();
+    std::fs::write(account.path().join("token"), "secret\n").unwrap();
+    let (server, asked) = api();
+    let start = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
+        command.args([
+            "node",
+            "watch",
+            "--listen",
+            "127.0.0.1:0",
+            "--label",
+            "node-1.example",
+            "--server",
+            &server,
+        ]);
+        command.arg("--account").arg(account.path()).arg("--root").arg(host.root());
+        Running(command.stdout(Stdio::null()).spawn().unwrap())
+    };
+    let end = |mut running: Running| {
+        let pid = nix::unistd::Pid::from_raw(running.0.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert_eq!(running.0.wait().unwrap().code(), Some(0));
+    };
+    let patch = |value: &str| {
+        let line = "PATCH /api/v1/nodes/node-1.example HTTP/1.1".to_owned();
+        (line, format!("{{\"metadata\":{{\"labels\":{{\"berth.dev/ready\":{value}}}}}}}"))
+    };
+    let running = start();
+    assert_eq!(asked.recv().unwrap(), patch("\"true\""));
+    end(running);
+    assert_eq!(asked.recv().unwrap(), patch("null"), "nobody looks after it any more");
+    host.write("opt/berth/versions/1.0.0/bin/berth-shim", "something else");
+    let running = start();
+    assert_eq!(asked.recv().unwrap(), patch("\"false\""));
+    end(running);
+    assert_eq!(asked.recv().unwrap(), patch("null"));
+    let refused = Command::new(env!("CARGO_BIN_EXE_berth"))
+        .args(["node", "watch", "--listen", "127.0.0.1:0", "--server", &server, "--label", "../pods"])
+        .output()
+        .unwrap();
+    assert!(!refused.status.success() && text(&refused).contains("no node's name"), "{}", text(&refused));
+}

@@ -124,7 +124,7 @@ impl Inner {
     }
 
     /// Whether a link is named as only we name them.
-    fn is_ours(&self, link: &Link) -> bool {
+    pub(super) fn is_ours(&self, link: &Link) -> bool {
         let hash = link.name.strip_prefix(&self.prefix);
         link.kind == "veth"
             && link.name.len() == INTERFACE_NAME_MAX

@@ -2,9 +2,12 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
+
+use super::{Controller, Inner};
 use crate::{
     address::bits,
-    error::Error,
+    error::{Error, Result},
     ipam::{Lease, Pool},
     model::{Endpoint, Network},
 };
@@ -65,15 +68,65 @@ pub struct PoolStatus {
 }
 
 impl PoolStatus {
+    /// How many of them are leased.
+    #[must_use]
+    pub fn leased(&self) -> usize {
+        let range = bits(self.pool.range.0)..=bits(self.pool.range.1);
+        self.leases.iter().filter(|(address, _)| range.contains(&bits(*address))).count()
+    }
+
     /// Whether every address that is given out by itself is leased.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        let Pool { range: (first, last), subnet, .. } = &self.pool;
-        let range = bits(*first)..=bits(*last);
-        let leased = self.leases.iter().filter(|(address, _)| range.contains(&bits(*address))).count();
-        let withheld = self.pool.withheld().into_iter().filter(|address| range.contains(address)).count();
-        let size = range.end() - range.start() + 1;
-        let taken = u128::try_from(leased + withheld).unwrap_or(u128::MAX);
-        subnet.is_ipv4() && taken >= size
+        let leased = u128::try_from(self.leased()).unwrap_or(u128::MAX);
+        self.pool.subnet.is_ipv4() && leased >= self.pool.capacity()
+    }
+}
+
+/// How much of a pool is in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolUse {
+    /// The network it belongs to.
+    pub network: String,
+    /// Its subnet.
+    pub subnet: IpNetwork,
+    /// How many addresses are given out by themselves, leased or not.
+    pub capacity: u128,
+    /// How many of them endpoints have.
+    pub leased: usize,
+}
+
+impl Inner {
+    /// Counted by the endpoints on record: nobody who leases is waited for.
+    fn pool_use(&self) -> Result<Vec<PoolUse>> {
+        let sandboxes = self.store.sandboxes()?;
+        let endpoints = || sandboxes.iter().flat_map(|sandbox| &sandbox.endpoints);
+        let mut used = Vec::new();
+        for active in self.networks.read().values() {
+            for pool in &active.pools {
+                let range = bits(pool.range.0)..=bits(pool.range.1);
+                let ours = endpoints().filter(|endpoint| endpoint.network == active.network.name);
+                let held = ours.flat_map(|endpoint| &endpoint.addresses).map(|address| address.ip());
+                used.push(PoolUse {
+                    network: active.network.name.clone(),
+                    subnet: pool.subnet,
+                    capacity: pool.capacity(),
+                    leased: held
+                        .filter(|ip| ip.is_ipv4() == pool.subnet.is_ipv4() && range.contains(&bits(*ip)))
+                        .count(),
+                });
+            }
+        }
+        Ok(used)
+    }
+}
+
+impl Controller {
+    /// How much of each pool is in use. Never waits for the kernel.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn pool_use(&self) -> Result<Vec<PoolUse>> {
+        self.inner.pool_use()
     }
 }

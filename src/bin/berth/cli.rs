@@ -1,7 +1,7 @@
 //! What can be typed. Each command's own options stand beside the command.
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands;
 use crate::session::TlsOptions;
@@ -59,8 +59,10 @@ impl Cli {
             Command::Volume(volume) => volume.execute(address).await,
             Command::System(system) => system.execute(address).await,
             Command::Node(node) => node.execute(address).await,
-            Command::Completions(completions) => completions.execute(),
-            Command::Man(man) => man.execute(),
+            Command::Doctor(doctor) => doctor.execute(address).await,
+            Command::Debug(debug) => debug.execute(address).await,
+            Command::Completions(completions) => completions.execute(Self::command()),
+            Command::Man(man) => man.execute(Self::command()),
             Command::Info(info) => info.execute(address).await,
             Command::Version(version) => version.execute(address).await,
         }
@@ -133,6 +135,11 @@ pub(crate) enum Command {
     /// Put Berth on a node, take it off, check whether a node can run it
     #[command(subcommand)]
     Node(commands::node::Node),
+    /// Find out what is wrong on this node, and what to do about it
+    Doctor(commands::doctor::Doctor),
+    /// Look into the daemon itself, and gather what a report of a fault needs
+    #[command(subcommand)]
+    Debug(commands::debug::Debug),
     /// Show the daemon's state
     Info(commands::info::Info),
     /// Print a shell's completions of this program's commands and options
@@ -146,8 +153,6 @@ pub(crate) enum Command {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use berth::proto::berth::v1::containers_client::ContainersClient;
+use berth::proto::berth::v1::debug_client::DebugClient;
 use berth::proto::berth::v1::images_client::ImagesClient;
 use berth::proto::berth::v1::networks_client::NetworksClient;
 use berth::proto::berth::v1::volumes_client::VolumesClient;
@@ -42,6 +43,8 @@ pub(crate) struct Client {
     pub volumes: VolumesClient<Channel>,
     /// Berth's own: networks.
     pub networks: NetworksClient<Channel>,
+    /// Berth's own: how the daemon itself is.
+    pub debug: DebugClient<Channel>,
 }
 
 impl Client {
@@ -68,7 +71,8 @@ impl Client {
             transfer: ImagesClient::new(channel.clone()),
             own_containers: ContainersClient::new(channel.clone()),
             volumes: VolumesClient::new(channel.clone()).max_decoding_message_size(LARGEST_ANSWER_BYTES),
-            networks: NetworksClient::new(channel).max_decoding_message_size(LARGEST_ANSWER_BYTES),
+            networks: NetworksClient::new(channel.clone()).max_decoding_message_size(LARGEST_ANSWER_BYTES),
+            debug: DebugClient::new(channel).max_decoding_message_size(LARGEST_ANSWER_BYTES),
         })
     }
 
@@ -140,7 +144,7 @@ pub(crate) fn image_spec(image: &str) -> ImageSpec {
 }
 
 /// `--address` as a path: the forms that crictl knows are understood.
-fn socket_path(address: &str) -> Result<PathBuf> {
+pub(crate) fn socket_path(address: &str) -> Result<PathBuf> {
     let path = match address.split_once(':') {
         Some(("unix", rest)) => rest.strip_prefix("//").unwrap_or(rest),
         Some((scheme, rest)) if rest.starts_with("//") => {

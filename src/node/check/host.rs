@@ -32,8 +32,14 @@ pub(super) fn all(root: &HostRoot, mode: Mode) -> Result<Vec<Finding>, Error> {
     } else {
         findings.push(containerd(root)?);
     }
-    findings.push(cni(root)?);
     findings.push(programs(root)?);
+    findings.extend(standing(root)?);
+    Ok(findings)
+}
+
+/// What does not depend on how Berth is put there.
+pub(super) fn standing(root: &HostRoot) -> Result<Vec<Finding>, Error> {
+    let mut findings = vec![cni(root)?];
     findings.push(match crate::node::systemd::Systemd::at(root) {
         Some(_) => Finding::ok("systemd", "runs"),
         None => Finding::warning(

@@ -168,7 +168,10 @@ impl Task {
                 _ => Ok(()),
             };
             let result = match told {
-                Ok(()) => stages.time(Stage::ContainerStart, container::start(&id, &shim, creation)).await,
+                Ok(()) => {
+                    let starting = container::start(&id, &shim, creation);
+                    stages.time(Stage::ContainerStart, &id, starting).await
+                }
                 Err(refusal) => Err(refusal.into()),
             };
             Done::Started { id, result, reply, operation }
@@ -222,6 +225,7 @@ impl Task {
                     finished_at: container::now(),
                     reason: "ContainerCannotRun",
                     message,
+                    shim_lost: false,
                 });
                 self.write(id, None);
                 self.publish();
@@ -235,6 +239,9 @@ impl Task {
     pub(super) fn exited(&mut self, id: &str, ended: Ended) {
         let Some(slot) = self.containers.get_mut(id) else { return };
         tracing::info!(container = id, exit_code = ended.exit_code, reason = ended.reason, "container ended");
+        if ended.shim_lost {
+            self.shared.recoveries.shim_lost();
+        }
         slot.ended(ended);
         self.write(id, None);
         self.publish();

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 
 use berth_cni::Controller;
-use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{Counter, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::super::assembly::Rooms;
 use crate::container::ContainerState;
 use crate::image::Images;
 use crate::pod::Pods;
+use crate::streaming::Streaming;
+use crate::watchdog::{Part, Watchdog};
 
 /// Gauges, and where they are read.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub(super) struct Gauges {
     pods: Pods,
     images: Images,
     networks: Controller,
+    streaming: Streaming,
+    watchdog: Watchdog,
     by_pod_state: IntGaugeVec,
     by_container_state: IntGaugeVec,
     image_count: IntGauge,
@@ -28,6 +32,13 @@ pub(super) struct Gauges {
     overlay_peers: IntGaugeVec,
     overlay_stale: IntGaugeVec,
     questions: IntCounterVec,
+    pool_size: GaugeVec,
+    pool_leased: GaugeVec,
+    commits: IntCounter,
+    commit_seconds: Counter,
+    sessions: IntGaugeVec,
+    hanging: IntGaugeVec,
+    ready: IntGauge,
 }
 
 impl Gauges {
@@ -37,6 +48,8 @@ impl Gauges {
             pods: rooms.pods.clone(),
             images: rooms.images.clone(),
             networks: rooms.networks.clone(),
+            streaming: rooms.streaming.clone(),
+            watchdog: rooms.watchdog.clone(),
             by_pod_state: vector("berth_pods", "Pod sandboxes, by state: ready, notready.", "state")?,
             by_container_state: vector(
                 "berth_containers",
@@ -77,6 +90,36 @@ impl Gauges {
                 Opts::new("berth_dns_queries_total", "Questions of pods to their resolvers, by answer."),
                 &["answer"],
             )?,
+            pool_size: GaugeVec::new(
+                Opts::new(
+                    "berth_network_pool_addresses",
+                    "Addresses that a pool gives out by itself, leased or not.",
+                ),
+                &["network", "subnet"],
+            )?,
+            pool_leased: GaugeVec::new(
+                Opts::new("berth_network_pool_leased", "Those of a pool that are leased."),
+                &["network", "subnet"],
+            )?,
+            commits: IntCounter::new(
+                "berth_network_store_commits_total",
+                "Transactions that the networks' store has committed.",
+            )?,
+            commit_seconds: Counter::new(
+                "berth_network_store_commit_seconds_total",
+                "Seconds that these took together.",
+            )?,
+            sessions: vector(
+                "berth_streaming_sessions",
+                "Sessions now, by kind: exec, attach, portforward.",
+                "kind",
+            )?,
+            hanging: vector(
+                "berth_hanging",
+                "1 while a part of the daemon makes no progress: workers, blocking, store, pods.",
+                "part",
+            )?,
+            ready: IntGauge::new("berth_ready", "1 while pods can be run, as /readyz says it, else 0.")?,
         };
         registry.register(Box::new(gauges.by_pod_state.clone()))?;
         registry.register(Box::new(gauges.by_container_state.clone()))?;
@@ -90,6 +133,13 @@ impl Gauges {
         registry.register(Box::new(gauges.overlay_peers.clone()))?;
         registry.register(Box::new(gauges.overlay_stale.clone()))?;
         registry.register(Box::new(gauges.questions.clone()))?;
+        registry.register(Box::new(gauges.pool_size.clone()))?;
+        registry.register(Box::new(gauges.pool_leased.clone()))?;
+        registry.register(Box::new(gauges.commits.clone()))?;
+        registry.register(Box::new(gauges.commit_seconds.clone()))?;
+        registry.register(Box::new(gauges.sessions.clone()))?;
+        registry.register(Box::new(gauges.hanging.clone()))?;
+        registry.register(Box::new(gauges.ready.clone()))?;
         let build = Opts::new("berth_build_info", "1; the labels say what runs.")
             .const_label("version", env!("CARGO_PKG_VERSION"));
         let build = IntGauge::with_opts(build)?;
@@ -123,7 +173,9 @@ impl Gauges {
         self.image_count.set(number(self.images.list().len()));
         self.image_bytes.set(i64::try_from(self.images.fs_info().used_bytes).unwrap_or(i64::MAX));
         self.networks();
+        self.pools();
         self.overlay();
+        self.daemon();
         let counts = self.networks.name_counts();
         for (answer, count) in [
             ("local", counts.local),
@@ -175,6 +227,38 @@ impl Gauges {
         }
     }
 
+    fn pools(&self) {
+        let pools = match self.networks.pool_use() {
+            Ok(pools) => pools,
+            Err(error) => {
+                tracing::warn!(error = crate::error::chain(&error), "reading pools for metrics");
+                return;
+            }
+        };
+        self.pool_size.reset();
+        self.pool_leased.reset();
+        for pool in pools {
+            let labels = [pool.network.as_str(), &pool.subnet.to_string()];
+            self.pool_size.with_label_values(&labels).set(approximate(pool.capacity));
+            self.pool_leased.with_label_values(&labels).set(approximate(pool.leased as u128));
+        }
+    }
+
+    fn daemon(&self) {
+        let (commits, took) = berth_cni::commits();
+        self.commits.inc_by(commits.saturating_sub(self.commits.get()));
+        self.commit_seconds.inc_by((took.as_secs_f64() - self.commit_seconds.get()).max(0.0));
+        for (kind, count) in self.streaming.sessions() {
+            self.sessions.with_label_values(&[kind]).set(count);
+        }
+        let hangs = self.watchdog.hangs();
+        for part in Part::ALL {
+            let hanging = hangs.iter().any(|hang| hang.part == part);
+            self.hanging.with_label_values(&[part.word()]).set(hanging.into());
+        }
+        self.ready.set((hangs.is_empty() && self.pods.network_ready().is_ok()).into());
+    }
+
     /// A family without a single label value is not in the output.
     #[cfg(test)]
     pub(super) fn seen_in_tests(&self) {
@@ -184,6 +268,12 @@ impl Gauges {
         self.overlay_peers.with_label_values(&["overlay"]);
         self.overlay_stale.with_label_values(&["overlay"]);
     }
+}
+
+/// As a metric holds it: exact up to 2^53, which is more than anybody leases.
+#[allow(clippy::cast_precision_loss)]
+fn approximate(count: u128) -> f64 {
+    count as f64
 }
 
 fn number(count: usize) -> i64 {

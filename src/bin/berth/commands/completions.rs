@@ -1,10 +1,9 @@
 //! `berth completions`.
 
 use anyhow::Result;
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::cli::Cli;
 use crate::output;
 
 /// Options of `completions`.
@@ -16,10 +15,10 @@ pub(crate) struct Completions {
 }
 
 impl Completions {
-    /// Prints them, for the shell to read at its start.
-    pub(crate) fn execute(self) -> Result<u8> {
+    /// Prints those of a program, for the shell to read at its start.
+    pub(crate) fn execute(self, mut program: Command) -> Result<u8> {
         let mut text = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "berth", &mut text);
+        clap_complete::generate(self.shell, &mut program, "berth", &mut text);
         output::print(&String::from_utf8_lossy(&text))?;
         Ok(0)
     }

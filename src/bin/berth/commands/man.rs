@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Args, CommandFactory};
-
-use crate::cli::Cli;
+use clap::{Args, Command};
 
 /// Options of `man`.
 #[derive(Debug, Args)]
@@ -16,11 +14,11 @@ pub(crate) struct Man {
 }
 
 impl Man {
-    /// Writes a page for the program and one for each command: `berth-run.1`.
-    pub(crate) fn execute(self) -> Result<u8> {
+    /// Writes a page for a program and one for each command: `berth-run.1`.
+    pub(crate) fn execute(self, program: Command) -> Result<u8> {
         let writing = || format!("writing manual pages into {}", self.directory.display());
         std::fs::create_dir_all(&self.directory).with_context(writing)?;
-        clap_mangen::generate_to(Cli::command(), &self.directory).with_context(writing)?;
+        clap_mangen::generate_to(program, &self.directory).with_context(writing)?;
         Ok(0)
     }
 }

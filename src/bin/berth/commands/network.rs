@@ -72,3 +72,8 @@ async fn look(client: &mut Client, name: &str) -> Result<InspectNetworkResponse>
     let request = InspectNetworkRequest { name: name.to_owned() };
     Ok(client.networks.inspect_network(request).await.answer()?)
 }
+
+/// An inspected network as JSON shows it.
+pub(crate) fn view(answer: InspectNetworkResponse) -> impl serde::Serialize {
+    inspect::NetworkView::from(answer)
+}

@@ -1,7 +1,9 @@
 //! `berth node`: Berth's files on a node.
 
+mod api;
 mod check;
 mod install;
+mod label;
 mod uninstall;
 mod wait;
 mod watch;
@@ -26,7 +28,7 @@ pub(crate) enum Node {
     /// Hold the files of a node against what was installed
     Verify(check::Verify),
     /// Stay beside an installation and answer for it over HTTP: /healthz, /readyz, /metrics
-    Watch(watch::Watch),
+    Watch(Box<watch::Watch>),
     /// Wait until a DaemonSet is done on all nodes
     #[command(hide = true)]
     AwaitDaemonset(wait::Await),

@@ -25,11 +25,7 @@ impl Inspect {
         let (mut found, mut failed) = (Vec::new(), Vec::new());
         for name in &self.names {
             match super::look(&mut client, name).await.with_context(|| format!("inspecting network {name}")) {
-                Ok(InspectNetworkResponse { network, endpoints, remote_endpoints }) => {
-                    let mut view = NetworkView::new(&network.unwrap_or_default(), Some(&endpoints));
-                    view.remote_endpoints = remote_endpoints.into_iter().map(RemoteView::from).collect();
-                    found.push(view);
-                }
+                Ok(answer) => found.push(NetworkView::from(answer)),
                 Err(error) => failed.push(error),
             }
         }
@@ -96,6 +92,14 @@ struct RemoteView {
     addresses: Vec<String>,
     mac: String,
     aliases: Vec<String>,
+}
+
+impl From<InspectNetworkResponse> for NetworkView {
+    fn from(answer: InspectNetworkResponse) -> Self {
+        let mut view = Self::new(&answer.network.unwrap_or_default(), Some(&answer.endpoints));
+        view.remote_endpoints = answer.remote_endpoints.into_iter().map(RemoteView::from).collect();
+        view
+    }
 }
 
 impl From<RemoteEndpoint> for RemoteView {

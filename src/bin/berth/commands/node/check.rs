@@ -8,9 +8,10 @@ use berth::node::{self, HostRoot, Mode};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::commands::findings;
 use crate::options::listing::Format;
 use crate::output;
-use crate::output::table::{Cell, Table, Tone};
+use crate::output::table::Table;
 
 /// What the node shall be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -54,33 +55,8 @@ impl Check {
             Use::Runtimeclass => Mode::RuntimeClass,
             Use::Node => Mode::Node,
         };
-        show(&look(&self.root, mode)?, self.output)
+        findings::show(&look(&self.root, mode)?, self.output)
     }
-}
-
-/// Prints findings. Returns what to exit with: 1 when something is missing.
-pub(crate) fn show(findings: &[Finding], format: Format) -> Result<u8> {
-    if format == Format::Json {
-        output::print_json(findings)?;
-    } else {
-        let mut table = Table::new(&["CHECK", "STATE", "FOUND", "WHAT TO DO"]);
-        for finding in findings {
-            let tone = match finding.level {
-                Level::Ok => Tone::Good,
-                Level::Warning => Tone::Plain,
-                Level::Missing => Tone::Bad,
-            };
-            let advice = if finding.advice.is_empty() { "-" } else { &finding.advice };
-            table.row([
-                finding.check.into(),
-                Cell::toned(finding.level.word(), tone),
-                finding.found.as_str().into(),
-                advice.into(),
-            ]);
-        }
-        output::print(&table.render(output::colours()))?;
-    }
-    Ok(u8::from(findings.iter().any(|finding| finding.level == Level::Missing)))
 }
 
 /// Options of `node verify`.

@@ -1,20 +1,17 @@
 //! `berth node await-daemonset`: waits in a pod until all pods of a DaemonSet are ready.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Deserialize;
 
+use super::api::{self, Api};
+
 /// Between two looks.
 const PERIOD: Duration = Duration::from_secs(2);
-/// For one answer.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Looks in a row that fail before it gives up; the pod's own deadline and retries come on top.
 const FAILURES: u32 = 30;
-/// Bytes of the largest answer.
-const ANSWER_LIMIT: usize = 4 << 20;
 
 /// Options of `node await-daemonset`.
 #[derive(Debug, Args)]
@@ -22,12 +19,8 @@ pub(crate) struct Await {
     /// NAMESPACE/NAME
     #[arg(value_name = "DAEMONSET")]
     daemonset: String,
-    /// The API server [default: the pod's]
-    #[arg(long, value_name = "URL")]
-    server: Option<String>,
-    /// Directory of token and ca.crt
-    #[arg(long, value_name = "DIR", default_value = "/var/run/secrets/kubernetes.io/serviceaccount")]
-    account: PathBuf,
+    #[command(flatten)]
+    api: api::Options,
 }
 
 /// What is read of a DaemonSet (apps/v1).
@@ -74,16 +67,12 @@ impl Await {
         if !plain(namespace) || !plain(name) {
             bail!("{:?} is no DaemonSet: NAMESPACE/NAME", self.daemonset);
         }
-        let server = match &self.server {
-            Some(server) => server.clone(),
-            None => pod_server()?,
-        };
-        let url = format!("{server}/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}");
-        let client = client(&self.account)?;
+        let path = format!("/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}");
+        let api = Api::new(&self.api)?;
         let mut failures = 0;
         let mut said = String::new();
         loop {
-            match look(&client, &url, &self.account).await {
+            match look(&api, &path).await {
                 Ok(found) => {
                     failures = 0;
                     let status = &found.status;
@@ -101,7 +90,7 @@ impl Await {
                     failures += 1;
                     eprintln!("berth: {error:#}");
                     if failures >= FAILURES {
-                        bail!("gave up after {failures} looks at {url}");
+                        bail!("gave up after {failures} looks at {path}");
                     }
                 }
             }
@@ -110,50 +99,9 @@ impl Await {
     }
 }
 
-/// The API server as Kubernetes tells it to every pod.
-fn pod_server() -> Result<String> {
-    let variable = |name: &str| {
-        std::env::var(name)
-            .with_context(|| format!("{name} is not set: not in a pod? --server takes the URL"))
-    };
-    let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
-    let host = if host.contains(':') { format!("[{host}]") } else { host };
-    Ok(format!("https://{host}:{port}"))
-}
-
-fn client(account: &Path) -> Result<reqwest::Client> {
-    // Whoever comes first sets it for the process; there is but one to choose from.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = reqwest::Client::builder().timeout(PATIENCE).no_proxy();
-    let file = account.join("ca.crt");
-    if let Ok(pem) = std::fs::read(&file) {
-        let ca = reqwest::Certificate::from_pem_bundle(&pem)
-            .with_context(|| format!("reading {} as certificates", file.display()))?;
-        builder = builder.tls_certs_only(ca);
-    }
-    builder.build().context("making an HTTP client")
-}
-
-async fn look(client: &reqwest::Client, url: &str, account: &Path) -> Result<DaemonSet> {
-    // Read each time: the token is renewed.
-    let file = account.join("token");
-    let token =
-        std::fs::read_to_string(&file).with_context(|| format!("reading the token {}", file.display()))?;
-    let asking = || format!("asking {url}");
-    let mut answer = client.get(url).bearer_auth(token.trim()).send().await.with_context(asking)?;
-    let status = answer.status();
-    let mut body = Vec::new();
-    while let Some(part) = answer.chunk().await.with_context(asking)? {
-        if body.len() + part.len() > ANSWER_LIMIT {
-            return Err(anyhow!("{url} answered more than {ANSWER_LIMIT} bytes"));
-        }
-        body.extend_from_slice(&part);
-    }
-    if !status.is_success() {
-        let text: String = String::from_utf8_lossy(&body).chars().take(300).collect();
-        return Err(anyhow!("{url} answered {status}: {text}"));
-    }
-    serde_json::from_slice(&body).with_context(|| format!("reading the answer of {url}"))
+async fn look(api: &Api, path: &str) -> Result<DaemonSet> {
+    let body = api.get(path).await?;
+    serde_json::from_slice(&body).with_context(|| format!("reading the answer of {path}"))
 }
 
 #[cfg(test)]

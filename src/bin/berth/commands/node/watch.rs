@@ -1,7 +1,7 @@
 //! `berth node watch`: stays in a pod beside an installation, and answers for it over HTTP.
 //!
 //! `/healthz` says that it is there; `/readyz` whether the files are as installed and, where the daemon is the node's runtime,
-//! whether that is ready; `/metrics` passes the daemon's numbers on, from the unix socket that it serves them on.
+//! whether that is ready, and the node's label with it; `/metrics` passes the daemon's numbers on, from the unix socket that it serves them on.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,6 +22,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Semaphore};
+
+use super::api::{self, Api};
+use super::label::Node;
 
 /// Connections at once: a probe or two, a scraper.
 const CONNECTIONS: usize = 16;
@@ -47,6 +50,11 @@ pub(crate) struct Watch {
     /// Only stay
     #[arg(long)]
     idle: bool,
+    /// Keep the label berth.dev/ready of this node in step with /readyz, and take it away at the end
+    #[arg(long, value_name = "NODE")]
+    label: Option<String>,
+    #[command(flatten)]
+    api: api::Options,
 }
 
 #[derive(Debug)]
@@ -76,10 +84,22 @@ impl Watch {
         println!("listening on {}", listener.local_addr()?);
         let metrics = self.root.join(self.metrics.strip_prefix("/").unwrap_or(&self.metrics));
         let state = Arc::new(State { root: self.root, metrics, files: Mutex::new(None) });
+        let node = self.label.map(|name| Node::new(Api::new(&self.api)?, &name)).transpose()?;
+        let labelling = async {
+            match &node {
+                Some(node) => node.keep(|| async { ready(&state).await.is_ok() }).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = ended => Ok(0),
-            never = serve(listener, state) => match never {},
+            () = ended => {}
+            never = serve(listener, state.clone()) => match never {},
+            never = labelling => match never {},
         }
+        if let Some(node) = &node {
+            node.clear().await;
+        }
+        Ok(0)
     }
 }
 
