@@ -5,6 +5,7 @@ mod containers;
 mod debug;
 mod images;
 mod networks;
+mod stream;
 mod volumes;
 
 use berth_cni::Controller;

@@ -12,6 +12,7 @@
 
 mod adjust;
 mod checkpoint;
+mod copy;
 mod create;
 mod error;
 mod exec;
@@ -32,6 +33,7 @@ mod volumes;
 pub(crate) use adjust::Adjust;
 pub use checkpoint::{CheckpointOptions, CheckpointState, Error as CheckpointError};
 pub(crate) use checkpoint::{Subject, checkpoint};
+pub use copy::{Error as CopyError, Files, Found, PLACES as COPY_PLACES};
 pub(crate) use create::{Creation, Making, creation_done, make};
 pub use error::Error;
 pub use exec::{ExecOutput, MAX_OUTPUT};

@@ -15,6 +15,7 @@ pub mod digest;
 mod error;
 mod hold;
 mod manifest;
+pub mod owners;
 pub mod pack;
 mod platform;
 mod pull;

@@ -1,16 +1,21 @@
 //! `berth.v1.Containers`: what people do with containers and the CRI has no words for. A file for each call.
 
 mod commit;
+mod files;
 mod top;
 
 use std::sync::Arc;
 
-use tonic::{Request, Response, Status};
+use futures::stream::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::container::ContainerSnapshot;
 use crate::image::Images;
 use crate::pod::Pods;
-use crate::proto::berth::v1::{CommitRequest, CommitResponse, TopRequest, TopResponse, containers_server};
+use crate::proto::berth::v1::{
+    CommitRequest, CommitResponse, ReadFilesRequest, ReadFilesResponse, StatPathRequest, StatPathResponse,
+    TopRequest, TopResponse, WriteFilesRequest, WriteFilesResponse, containers_server,
+};
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -41,5 +46,27 @@ impl containers_server::Containers for ContainersFace {
 
     async fn top(&self, request: Request<TopRequest>) -> Result<Response<TopResponse>, Status> {
         top::call(self, request.into_inner()).await.map(Response::new)
+    }
+    async fn stat_path(
+        &self,
+        request: Request<StatPathRequest>,
+    ) -> Result<Response<StatPathResponse>, Status> {
+        files::stat(self, request.into_inner()).await.map(Response::new)
+    }
+
+    type ReadFilesStream = BoxStream<'static, Result<ReadFilesResponse, Status>>;
+
+    async fn read_files(
+        &self,
+        request: Request<ReadFilesRequest>,
+    ) -> Result<Response<Self::ReadFilesStream>, Status> {
+        files::read(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn write_files(
+        &self,
+        request: Request<Streaming<WriteFilesRequest>>,
+    ) -> Result<Response<WriteFilesResponse>, Status> {
+        files::write(self, request.into_inner()).await.map(Response::new)
     }
 }

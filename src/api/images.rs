@@ -1,4 +1,4 @@
-//! `berth.v1.Images`: pulls that tell how far they are, archives in and out. A file for each call; [`stream`] ties work
+//! `berth.v1.Images`: pulls that tell how far they are, archives in and out. A file for each call; [`super::stream`] ties work
 //! to the stream that reports on it, [`message`] writes the answers.
 
 mod export;
@@ -6,7 +6,6 @@ mod import;
 mod message;
 mod pull;
 mod push;
-mod stream;
 mod tag;
 
 use futures::stream::BoxStream;

@@ -12,8 +12,8 @@ use super::reader::{Reader, name_fits};
 use super::settings::Settings;
 use super::{
     BUILTIN_RUNTIME, Bridge, Cgroup, CgroupDriver, Checkpoint, Config, Devices, Etcd, Grpc, Images, Listen,
-    Log, LogFormat, Metrics, Network, NetworkMode, NetworkStore, Nri, Runtime, RuntimeOptions, SeccompProfile,
-    Streaming, StreamingTls,
+    Log, LogFormat, Metrics, Network, NetworkMode, NetworkStore, Nri, Runtime, RuntimeOptions,
+    SeccompProfile, Streaming, StreamingTls,
 };
 
 const MIB: u64 = 1 << 20;

@@ -222,7 +222,7 @@ pub(crate) const KEYS: &[Key] = &[
         "images.config_path",
         Type::PathList,
         "[\"/etc/berth/certs.d\", \"/etc/containerd/certs.d\"]",
-        "Directories of <host>/hosts.toml with mirrors and certificates; the first that knows the host wins. Read at \
+        "Directories of HOST/hosts.toml with mirrors and certificates; the first that knows the host wins. Read at \
          each pull."
     ),
     key!(

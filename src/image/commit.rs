@@ -20,10 +20,10 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::error::blocking;
+use super::hold::LayerHold;
 use super::manifest::{self, Descriptor, Document, Manifest};
 use super::pack::{self, Bounds};
 use super::reference::Target;
-use super::store::Store;
 use super::{Digest, Error, Image, Images, Limits, Reference};
 
 /// How a layer of ours is packed.
@@ -83,16 +83,15 @@ impl Images {
         }
         let _base = self.hold(&base);
         let stop = StopOnDrop(Arc::default());
-        let (store, flag, limits) = (Arc::clone(&self.0.store), Arc::clone(&stop.0), self.0.options.limits);
+        let (images, flag, limits) = (self.clone(), Arc::clone(&stop.0), self.0.options.limits);
         let upper = request.upper.clone();
-        let packed = blocking(move || {
+        // What no image names yet is held without a gap: a sweep may come at any moment.
+        let (packed, _layer) = blocking(move || {
             let root = pack::open(&upper)?;
-            layer(&store, root, limits, &flag)
+            layer(&images, root, limits, &flag)
         })
         .await?;
-        let _pin = self.pin(vec![packed.descriptor.digest]);
-        let image = self.put_together(&base, config, &request, &packed).await?;
-        let _pins = self.pin(super::pull::content(&image.descriptor, &image.manifest));
+        let (image, _documents) = self.put_together(&base, config, &request, &packed).await?;
         let _hold = self.hold(&image);
         self.layers(&image, None, None).await?;
         let mut image = image;
@@ -108,7 +107,7 @@ impl Images {
         mut config: Map<String, Value>,
         request: &CommitRequest,
         packed: &Packed,
-    ) -> Result<Image, Error> {
+    ) -> Result<(Image, LayerHold), Error> {
         let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
         let mut step = json!({"created": now, "created_by": "berth commit"});
         for (key, text) in [("author", &request.author), ("comment", &request.message)] {
@@ -150,10 +149,10 @@ impl Images {
         };
         let descriptor = Descriptor::of(manifest::OCI_MANIFEST, &bytes);
         let image = Image::assemble(descriptor, manifest, &raw)?;
-        let _pins = self.pin(vec![image.descriptor.digest, image.manifest.config.digest]);
+        let documents = self.pin(vec![image.descriptor.digest, image.manifest.config.digest]);
         self.keep(raw).await?;
         self.keep(bytes).await?;
-        Ok(image)
+        Ok((image, documents))
     }
 }
 
@@ -185,14 +184,27 @@ fn oci(media_type: &str) -> &str {
     }
 }
 
-/// Packs a layer into the store. Blocking.
-fn layer(store: &Store, root: OwnedFd, limits: Limits, stop: &AtomicBool) -> Result<Packed, Error> {
+/// Packs a layer into the store, and holds it there. Blocking.
+fn layer(
+    images: &Images,
+    root: OwnedFd,
+    limits: Limits,
+    stop: &AtomicBool,
+) -> Result<(Packed, LayerHold), Error> {
+    let store = &images.0.store;
     let mut ingest = store.ingest_unknown()?;
-    let bounds = Bounds { overlay: true, entries: limits.layer_entries, bytes: limits.layer_bytes, stop };
+    let bounds = Bounds {
+        overlay: true,
+        entries: limits.layer_entries,
+        bytes: limits.layer_bytes,
+        stop,
+        owners: None,
+    };
     let packed = write(root, |bytes| ingest.write(bytes), bounds);
     let packed = packed.and_then(|packed| {
+        let hold = images.pin(vec![packed.descriptor.digest]);
         store.publish_blob(&ingest.path, &packed.descriptor.digest, packed.descriptor.size)?;
-        Ok(packed)
+        Ok((packed, hold))
     });
     if packed.is_err() {
         ingest.remove();

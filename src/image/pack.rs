@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{self, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::owners::Owners;
+use super::unpack::Limits;
 use crate::error::Kind;
 
 /// Directories below one another: each takes a descriptor while it is open.
@@ -67,6 +69,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it was the archive's other end that failed.
+    pub fn is_cut_off(&self) -> bool {
+        matches!(self, Error::Write(_))
+    }
+
     /// The kind of failure.
     pub(crate) fn kind(&self) -> Kind {
         match self {
@@ -87,13 +94,59 @@ pub(crate) struct Bounds<'a> {
     pub(crate) bytes: u64,
     /// Says that the work is to end.
     pub(crate) stop: &'a AtomicBool,
+    /// How owners are called in the archive; `None`: as here. Whoever has no number there is nobody.
+    pub(crate) owners: Option<&'a Owners>,
 }
+
+/// Whom the kernel shows for those who have no number (Documentation/admin-guide/sysctl/fs.rst, "overflowuid").
+const NOBODY: u32 = 65534;
+
+/// File systems that hold nothing of their own, by the magic numbers of linux/magic.h: proc, sysfs, devpts, cgroup, cgroup2, mqueue,
+/// debugfs, tracefs, securityfs, bpf.
+const VIRTUAL: [i64; 10] = [
+    0x9fa0,
+    0x6265_6572,
+    0x1cd1,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x1980_0202,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0xcafe_4a11,
+];
 
 /// Writes what is in `directory` (not the directory itself) as a tar archive with its end.
 pub(crate) fn directory<W: Write>(directory: OwnedFd, writer: W, bounds: Bounds<'_>) -> Result<W, Error> {
     let mut packer = Packer { writer, bounds, links: HashMap::new(), entries: 0, bytes: 0, hidden: None };
     packer.children(&directory, &mut Vec::new(), 0)?;
     packer.end()
+}
+
+/// Writes what `thing` is (a path descriptor), with all below it, as `name`: `.` is what is in a directory. Of the kernel's own file
+/// systems below it only the directories they are mounted on go along.
+pub(crate) fn one<W: Write>(thing: OwnedFd, name: &[u8], writer: W, bounds: Bounds<'_>) -> Result<W, Error> {
+    let stat = fs::fstat(&thing).map_err(|error| failed("looking at", name)(error.into()))?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let node = Node { fd: thing, stat, kind };
+    let mut packer = Packer { writer, bounds, links: HashMap::new(), entries: 1, bytes: 0, hidden: None };
+    packer.node(&node, &mut name.to_vec(), &CString::default(), 0)?;
+    packer.end()
+}
+
+/// The same for files of one's own, with owners as they are here.
+///
+/// # Errors
+/// The first thing that can't be read, or the archive's other end.
+pub fn send<W: Write>(
+    thing: OwnedFd,
+    name: &[u8],
+    writer: W,
+    limits: &Limits,
+    stop: &AtomicBool,
+) -> Result<W, Error> {
+    let (entries, bytes) = (limits.layer_entries, limits.layer_bytes);
+    one(thing, name, writer, Bounds { overlay: false, entries, bytes, stop, owners: None })
 }
 
 /// What a writable layer hides of those below it: names relative to its root.
@@ -192,6 +245,10 @@ impl Node {
     }
 }
 
+fn is_virtual(directory: &OwnedFd) -> bool {
+    fs::fstatfs(directory).is_ok_and(|stat| VIRTUAL.contains(&stat.f_type))
+}
+
 /// Capabilities and what programs set. Labels of the host's security modules are the host's, ACLs ride on `system.`.
 fn is_kept(name: &[u8]) -> bool {
     let ours = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
@@ -265,6 +322,9 @@ impl<W: Write> Packer<'_, W> {
                         Some(hidden) => hidden.opaque.push(path.clone()),
                         None => self.empty(&[path.as_slice(), b"/.wh..wh..opq"].concat())?,
                     }
+                }
+                if depth > 0 && !self.bounds.overlay && is_virtual(&opened) {
+                    return Ok(());
                 }
                 self.children(&opened, path, depth + 1)
             }
@@ -389,8 +449,12 @@ impl<W: Write> Packer<'_, W> {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(kind);
         header.set_mode(node.stat.st_mode & 0o7777);
-        header.set_uid(u64::from(node.stat.st_uid));
-        header.set_gid(u64::from(node.stat.st_gid));
+        let (uid, gid) = match self.bounds.owners {
+            Some(owners) => owners.map(node.stat.st_uid, node.stat.st_gid).unwrap_or((NOBODY, NOBODY)),
+            None => (node.stat.st_uid, node.stat.st_gid),
+        };
+        header.set_uid(u64::from(uid));
+        header.set_gid(u64::from(gid));
         header.set_mtime(u64::try_from(node.stat.st_mtime).unwrap_or_default());
         if matches!(kind, tar::EntryType::Char | tar::EntryType::Block) {
             let (major, minor) = (fs::major(node.stat.st_rdev), fs::minor(node.stat.st_rdev));
@@ -498,7 +562,7 @@ mod tests {
 
     fn packed(root: &std::path::Path, overlay: bool) -> Result<Vec<u8>, Error> {
         let stop = AtomicBool::new(false);
-        let bounds = Bounds { overlay, entries: 1000, bytes: 1 << 20, stop: &stop };
+        let bounds = Bounds { overlay, entries: 1000, bytes: 1 << 20, stop: &stop, owners: None };
         directory(open(root).unwrap(), Vec::new(), bounds)
     }
 

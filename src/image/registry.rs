@@ -7,6 +7,7 @@
 mod auth;
 mod challenge;
 mod client;
+mod content;
 mod hosts;
 mod tls;
 mod transfer;
@@ -19,8 +20,9 @@ use crate::error::Kind;
 
 pub use auth::Credentials;
 pub(crate) use client::{Purpose, Registry, Resolved, Session};
+pub(crate) use content::Source;
 pub(crate) use transfer::{Ended, Sink};
-pub(crate) use upload::{Given, Outgoing, Source};
+pub(crate) use upload::{Given, Outgoing};
 
 /// Why a registry did not give what was asked for.
 #[derive(Debug, thiserror::Error)]

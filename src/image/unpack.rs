@@ -9,6 +9,7 @@
 //! here, but it is the kernel that resolves them (`openat2` with `RESOLVE_BENEATH`), relative to the layer's own root.
 
 mod archive;
+mod copying;
 mod entry;
 mod field;
 mod header;
@@ -23,6 +24,7 @@ mod xattr;
 use std::io;
 
 pub(crate) use archive::Archive;
+pub use copying::extract;
 pub(crate) use header::{EntryKind, Header};
 pub(crate) use implicit::inherit;
 pub use limits::Limits;
@@ -104,6 +106,20 @@ pub enum EntryError {
     /// A sparse file whose map is wrong.
     #[error("the map of the sparse file is wrong")]
     Sparse,
+    /// A copy takes nothing of another kind away.
+    #[error("{0} of that name is there: remove it first, or copy to another place")]
+    Occupied(&'static str),
+    /// Copies hold files, directories, links and pipes.
+    #[error("devices are not copied")]
+    Special,
+    /// A user or group that has no number here.
+    #[error("its owner {uid}:{gid} has no number in the container's user namespace")]
+    Owner {
+        /// User.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
     /// The kernel refused.
     #[error("{what}")]
     System {

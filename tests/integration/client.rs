@@ -9,7 +9,16 @@ use crate::support::runtime::binaries;
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials![a_web_server, images, archives, exit_codes, errors_say_what_to_do, configuration_of_containerd]
+    trials![
+        a_web_server,
+        images,
+        archives,
+        exit_codes,
+        errors_say_what_to_do,
+        configuration_of_containerd,
+        lists_are_filtered,
+        names_are_completed,
+    ]
 }
 
 impl World {
@@ -113,6 +122,77 @@ async fn errors_say_what_to_do(world: &mut World) {
     assert!(said.contains("nobody") && said.lines().count() <= 2, "{said}");
     let said = fail(&["pull", &world.reference("no-such-image")]);
     assert!(said.contains("no-such-image"), "{said}");
+}
+
+async fn lists_are_filtered(world: &mut World) {
+    let image = world.reference("busybox");
+    for (name, label, command) in [("one", "tier=front", "sleep 1000"), ("two", "tier=back", "exit 3")] {
+        let id = world.berth_ok(&["run", "-d", "--name", name, "-l", label, &image, "sh", "-c", command]);
+        world.remember(&id);
+        if name == "two" {
+            world.wait_exit(&id).await;
+        }
+    }
+    let format = "{.name} {.state} {.exitCode}";
+    let ps = |arguments: &[&str]| world.berth_ok(&[&["ps", "--format", format][..], arguments].concat());
+    assert_eq!(ps(&[]), "one running null");
+    assert_eq!(ps(&["-a"]).lines().count(), 2);
+    assert_eq!(ps(&["-f", "status=exited"]), "two exited 3");
+    assert_eq!(ps(&["-a", "--filter", "label=tier=front", "--filter", "name=on"]), "one running null");
+    assert_eq!(ps(&["--filter", "exited=3"]), "two exited 3");
+    assert_eq!(ps(&["--filter", "label=none"]), "");
+    let id = world.berth_ok(&["ps", "-q", "--filter", "name=one"]);
+    assert_eq!(world.berth_ok(&["inspect", "-f", ".name", &id]), "one");
+    assert_eq!(world.berth_ok(&["pods", "--filter", "name=two", "--format", ".name"]), "two");
+    assert_eq!(
+        world.berth_ok(&["images", "--filter", "reference=test/busybox", "--format", ".repoTags[0]"]),
+        image
+    );
+    assert_eq!(world.berth_ok(&["images", "-q", "--filter", "dangling=true"]), "");
+    let said = world.berth(&["ps", "--filter", "colour=red"]);
+    assert!(String::from_utf8_lossy(&said.stderr).contains("exitCode"), "{said:?}");
+}
+
+/// As a shell asks.
+async fn names_are_completed(world: &mut World) {
+    let image = world.reference("busybox");
+    let id = world.berth_ok(&["run", "-d", "--name", "harbour", &image, "sleep", "1000"]);
+    world.remember(&id);
+    world.berth_ok(&["volume", "create", "hold"]);
+    world.berth_ok(&["network", "create", "--subnet", "10.71.0.0/24", "haven"]);
+    let complete = |words: &[&str], address: &std::path::Path| {
+        let index = words.len() - 1;
+        let output = std::process::Command::new(binaries().join("berth"))
+            .arg("--")
+            .args(words)
+            .env("COMPLETE", "bash")
+            .env("_CLAP_COMPLETE_INDEX", index.to_string())
+            .env("_CLAP_IFS", "\n")
+            .env("BERTH_ADDRESS", address)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let offered = |words: &[&str]| complete(words, &world.daemon.socket);
+    assert_eq!(offered(&["berth", "exec", "har"]), ["harbour"]);
+    assert_eq!(offered(&["berth", "logs", "h"]), ["harbour"]);
+    assert_eq!(offered(&["berth", "rm", "-f", "h"]), ["harbour"]);
+    assert_eq!(offered(&["berth", "cp", "harb"]), ["harbour:"]);
+    assert_eq!(offered(&["berth", "volume", "rm", "h"]), ["hold"]);
+    assert_eq!(offered(&["berth", "network", "connect", "ha"]), ["haven"]);
+    assert_eq!(offered(&["berth", "network", "connect", "haven", "h"]), ["harbour"]);
+    assert_eq!(offered(&["berth", "rmi", "127."]), [image.as_str()]);
+    assert!(offered(&["berth", "ru"]).contains(&"run".to_owned()));
+    // Without a daemon there are no names, and no noise.
+    assert_eq!(complete(&["berth", "exec", "har"], std::path::Path::new("/run/nobody.sock")), [""; 0]);
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        assert!(world.berth_ok(&["completions", shell]).contains("COMPLETE"), "{shell}");
+    }
+    world.berth_ok(&["rm", "-f", "harbour"]);
+    world.berth_ok(&["network", "rm", "haven"]);
+    world.berth_ok(&["volume", "rm", "hold"]);
+    world.no_leaks();
 }
 
 /// What the real containerd prints as its configuration, with a file that it imports.

@@ -19,6 +19,7 @@ mod cni;
 mod commit;
 mod containerd;
 mod containers;
+mod cp;
 mod daemon;
 mod docs;
 mod doctor;
@@ -44,6 +45,7 @@ mod overlay_pods;
 mod pod_cidr;
 mod pods;
 mod push;
+mod push_broken;
 mod registries;
 mod resources;
 mod restart;
@@ -86,6 +88,7 @@ fn main() {
             cni::trials(),
             containerd::trials(),
             containers::trials(),
+            cp::trials(),
             daemon::trials(),
             docs::trials(),
             doctor::trials(),
@@ -110,6 +113,7 @@ fn main() {
             pod_cidr::trials(),
             pods::trials(),
             push::trials(),
+            push_broken::trials(),
             registries::trials(),
             resources::trials(),
             restart::trials(),

@@ -7,7 +7,13 @@ use crate::support::World;
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials![kept_and_shared, filled_from_the_image, used_ones_stay, volumes_survive_the_daemon]
+    trials![
+        kept_and_shared,
+        filled_from_the_image,
+        used_ones_stay,
+        volumes_survive_the_daemon,
+        those_without_a_name
+    ]
 }
 
 fn failure(world: &World, arguments: &[&str]) -> String {
@@ -74,6 +80,44 @@ async fn used_ones_stay(world: &mut World) {
     assert!(failure(world, &["volume", "rm", "used"]).contains("is used by"));
     world.berth_ok(&["rm", "user"]);
     assert_eq!(world.berth_ok(&["volume", "prune", "--force"]), "removed volume used");
+    world.no_leaks();
+}
+
+async fn those_without_a_name(world: &mut World) {
+    let image = world.reference("web");
+    let volumes = |world: &World| world.berth_ok(&["volume", "ls", "-q"]).lines().count();
+    let run = |more: &[&str], command: &[&str]| {
+        let arguments =
+            [&["run"][..], more, &["-v", "/www", "-v", "/other", image.as_str()], command].concat();
+        world.berth_ok(&arguments)
+    };
+    // It is filled from the image, is a mount, and goes with --rm, also when the command fails.
+    let look = "cat /www/index.html; touch /www/new; grep -c ' /www ' /proc/self/mounts";
+    assert_eq!(run(&["--rm"], &["sh", "-c", look]), "It works.\n1");
+    assert_eq!(volumes(world), 0);
+    let failing = world.berth(&["run", "--rm", "-v", "/x", &image, "false"]);
+    assert_eq!((failing.status.code(), volumes(world)), (Some(1), 0));
+    let not_there = world.berth(&["run", "--rm", "-v", "/x", &image, "/no/such/command"]);
+    assert_eq!((not_there.status.code(), volumes(world)), (Some(127), 0));
+    // Else it is kept, unless its removal is asked for.
+    let id = run(&["-d", "--name", "kept"], &["sleep", "1000"]);
+    world.remember(&id);
+    assert_eq!(volumes(world), 2);
+    let name = world.berth_ok(&["volume", "ls", "-q"]).lines().next().unwrap().to_owned();
+    assert_eq!(
+        world.berth_ok(&["volume", "inspect", "-f", ".labels[\"berth.dev/anonymous\"]", &name]),
+        "kept"
+    );
+    world.berth_ok(&["rm", "--force", "kept"]);
+    assert_eq!(volumes(world), 2);
+    world.berth_ok(&["volume", "prune", "--force"]);
+    world.berth_ok(&["volume", "create", "named"]);
+    let id = run(&["-d", "--name", "gone", "-v", "named:/named"], &["sleep", "1000"]);
+    world.remember(&id);
+    assert_eq!(volumes(world), 3);
+    world.berth_ok(&["rm", "-fv", "gone"]);
+    assert_eq!(world.berth_ok(&["volume", "ls", "-q"]), "named");
+    world.berth_ok(&["volume", "rm", "named"]);
     world.no_leaks();
 }
 

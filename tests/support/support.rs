@@ -16,6 +16,7 @@ pub(crate) mod measure;
 pub(crate) mod netns;
 pub(crate) mod pages;
 pub(crate) mod plugin;
+pub(crate) mod proxy;
 pub(crate) mod registry;
 pub(crate) mod runtime;
 pub(crate) mod sandbox;

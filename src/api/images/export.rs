@@ -4,7 +4,7 @@ use futures::{StreamExt, stream::BoxStream};
 use tokio_util::io::ReaderStream;
 use tonic::Status;
 
-use super::stream;
+use crate::api::stream;
 use crate::cri::status_of;
 use crate::image::Images;
 use crate::proto::berth::v1::{ExportRequest, ExportResponse};

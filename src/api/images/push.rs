@@ -5,7 +5,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::{bounded, message, stream};
+use super::{bounded, message};
+use crate::api::stream;
 use crate::cri::{image_message, status_of};
 use crate::image::{self, Images, Pushed};
 use crate::proto::berth::v1::push_response::Event;

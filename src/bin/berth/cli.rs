@@ -6,6 +6,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::commands;
 use crate::session::TlsOptions;
 
+/// Where the daemon listens unless its configuration says otherwise.
+pub(crate) const ADDRESS: &str = "/run/berth/berth.sock";
+
 /// Pods, containers and images of a node, by way of berthd.
 #[derive(Debug, Parser)]
 #[command(name = "berth", version, disable_help_subcommand = true)]
@@ -16,7 +19,7 @@ pub(crate) struct Cli {
         global = true,
         env = "BERTH_ADDRESS",
         value_name = "SOCKET",
-        default_value = "/run/berth/berth.sock"
+        default_value = ADDRESS
     )]
     pub address: String,
     #[command(flatten)]
@@ -40,6 +43,7 @@ impl Cli {
             Command::Stats(stats) => stats.execute(address).await,
             Command::Events(events) => events.execute(address).await,
             Command::Logs(logs) => logs.execute(address).await,
+            Command::Cp(cp) => cp.execute(address).await,
             Command::Stop(stop) => stop.execute(address).await,
             Command::Rm(rm) => rm.execute(address).await,
             Command::Inspect(inspect) => inspect.execute(address).await,
@@ -61,7 +65,7 @@ impl Cli {
             Command::Node(node) => node.execute(address).await,
             Command::Doctor(doctor) => doctor.execute(address).await,
             Command::Debug(debug) => debug.execute(address).await,
-            Command::Completions(completions) => completions.execute(Self::command()),
+            Command::Completions(completions) => completions.execute(),
             Command::Man(man) => man.execute(Self::command()),
             Command::Info(info) => info.execute(address).await,
             Command::Version(version) => version.execute(address).await,
@@ -90,6 +94,8 @@ pub(crate) enum Command {
     Events(commands::events::Events),
     /// Show what a container wrote
     Logs(commands::logs::Logs),
+    /// Copy files into and out of containers
+    Cp(commands::cp::Cp),
     /// Stop containers or pods
     Stop(commands::stop::Stop),
     /// Remove containers or pods
@@ -149,6 +155,9 @@ pub(crate) enum Command {
     /// Show the versions of client and daemon
     Version(commands::version::Version),
 }
+
+#[cfg(test)]
+mod documented;
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod commit;
 pub(crate) mod completions;
 pub(crate) mod config;
+pub(crate) mod cp;
 pub(crate) mod debug;
 pub(crate) mod doctor;
 pub(crate) mod events;

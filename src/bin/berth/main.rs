@@ -11,7 +11,9 @@
 mod cli;
 mod client;
 mod commands;
+mod complete;
 mod credentials;
+mod elsewhere;
 mod failure;
 mod logs;
 mod names;
@@ -26,7 +28,14 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    complete::answer();
+    let cli = cli::Cli::try_parse().unwrap_or_else(|error| match elsewhere::advice(&error) {
+        Some(advice) => {
+            eprintln!("berth: there is no such command: {advice}");
+            std::process::exit(2)
+        }
+        None => error.exit(),
+    });
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failure::report(&error.into()),

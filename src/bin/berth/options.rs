@@ -2,6 +2,7 @@
 
 pub(crate) mod duration;
 pub(crate) mod env;
+pub(crate) mod filter;
 pub(crate) mod listing;
 pub(crate) mod name;
 pub(crate) mod network;

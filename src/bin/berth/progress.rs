@@ -8,6 +8,7 @@ use std::time::Duration;
 use berth::proto::berth::v1::LayerProgress;
 use berth::proto::berth::v1::layer_progress::Stage;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tonic::{Status, Streaming};
 
 use crate::output::human;
 
@@ -16,7 +17,7 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// Shows progress in one of its ways.
 #[derive(Debug)]
-pub(crate) enum Progress {
+enum Progress {
     /// Not at all.
     Silent,
     /// A line for each change of a layer's stage.
@@ -27,7 +28,7 @@ pub(crate) enum Progress {
 
 impl Progress {
     /// As it fits standard error.
-    pub(crate) fn new(quiet: bool) -> Self {
+    fn new(quiet: bool) -> Self {
         if quiet {
             Self::Silent
         } else if io::stderr().is_terminal() {
@@ -38,7 +39,7 @@ impl Progress {
     }
 
     /// Shows a report.
-    pub(crate) fn show(&mut self, layer: &LayerProgress) {
+    fn show(&mut self, layer: &LayerProgress) {
         match self {
             Self::Silent => {}
             Self::Lines(stages) => {
@@ -55,12 +56,46 @@ impl Progress {
 
     /// Leaves the terminal as it should be when the pull is over. When it went well all layers are complete, also those
     /// whose last report was left out.
-    pub(crate) fn finish(&mut self, well: bool) {
+    fn finish(&mut self, well: bool) {
         let Self::Bars { bars, .. } = self else { return };
         for bar in bars.values().filter(|bar| !bar.is_finished()) {
             if well { close(bar, Stage::Verified) } else { bar.abandon() }
         }
     }
+}
+
+/// One event of a transfer.
+#[derive(Debug)]
+pub(crate) enum Event<T> {
+    /// How far a layer is.
+    Layer(LayerProgress),
+    /// The outcome.
+    Done(T),
+    /// Nothing that this client knows.
+    Unknown,
+}
+
+/// Follows a transfer to its end, and shows how far it is. `None`: it ended without an outcome.
+pub(crate) async fn follow<M, T>(
+    mut messages: Streaming<M>,
+    quiet: bool,
+    event: impl Fn(M) -> Event<T>,
+) -> Result<Option<T>, Status> {
+    let mut progress = Progress::new(quiet);
+    let mut done = None;
+    let outcome = loop {
+        match messages.message().await {
+            Ok(None) => break Ok(()),
+            Err(status) => break Err(status),
+            Ok(Some(message)) => match event(message) {
+                Event::Layer(layer) => progress.show(&layer),
+                Event::Done(result) => done = Some(result),
+                Event::Unknown => {}
+            },
+        }
+    };
+    progress.finish(outcome.is_ok() && done.is_some());
+    outcome.map(|()| done)
 }
 
 /// The line to print for a report: none when its layer's stage is the one before.

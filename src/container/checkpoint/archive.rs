@@ -47,7 +47,7 @@ pub(super) fn check(location: &Path) -> Result<(), Error> {
 pub(super) fn changes(upper: &Path, lower: &[PathBuf], directory: &Path) -> Result<(), Error> {
     let path = directory.join("rootfs-diff.tar");
     let stop = AtomicBool::new(false);
-    let bounds = Bounds { overlay: true, entries: ENTRIES, bytes: u64::MAX, stop: &stop };
+    let bounds = Bounds { overlay: true, entries: ENTRIES, bytes: u64::MAX, stop: &stop, owners: None };
     let file = private(&path).map_err(Error::at("creating", &path))?;
     let (mut writer, hidden) = pack::changes(pack::open(upper)?, BufWriter::new(file), bounds)?;
     writer.flush().map_err(Error::at("writing", &path))?;
@@ -101,7 +101,7 @@ pub(super) fn take_logs(from: &Path, directory: &Path) -> Result<(), Error> {
 pub(super) fn write(directory: &Path, location: &Path) -> Result<(), Error> {
     let parent = location.parent().unwrap_or(Path::new("/"));
     let stop = AtomicBool::new(false);
-    let bounds = Bounds { overlay: false, entries: ENTRIES, bytes: u64::MAX, stop: &stop };
+    let bounds = Bounds { overlay: false, entries: ENTRIES, bytes: u64::MAX, stop: &stop, owners: None };
     let (file, name) = nameless(parent).map_err(Error::at("creating a file in", parent))?;
     let fill = |file: File| -> Result<(), Error> {
         let mut writer =

@@ -12,9 +12,9 @@ use reqwest::{Client, Response};
 use url::Url;
 
 use super::auth::{self, Credentials, Secret};
+use super::content::Content;
 use super::hosts::{self, Host};
 use super::tls::Clients;
-use super::upload::Content;
 use super::{Error, challenge};
 use crate::image::digest::Digest;
 use crate::image::manifest::{self, MANIFEST_LIMIT};
@@ -259,15 +259,26 @@ impl Session {
         what: &str,
         work: impl Future<Output = reqwest::Result<T>>,
     ) -> Result<T, Error> {
-        match tokio::time::timeout(self.progress_timeout, work).await {
-            Ok(Ok(value)) => Ok(value),
+        let answer = tokio::time::timeout(self.progress_timeout, work).await;
+        self.answered(endpoint, what, answer.ok())
+    }
+
+    /// What came of waiting; `None`: nothing moved for too long.
+    fn answered<T>(
+        &self,
+        endpoint: &Endpoint,
+        what: &str,
+        answer: Option<reqwest::Result<T>>,
+    ) -> Result<T, Error> {
+        match answer {
+            Some(Ok(value)) => Ok(value),
             // The address may carry a signature in its query: it stays out of messages.
-            Ok(Err(source)) => Err(Error::Transport {
+            Some(Err(source)) => Err(Error::Transport {
                 host: endpoint.host.name(),
                 what: what.to_owned(),
                 source: source.without_url(),
             }),
-            Err(_) => Err(Error::Stalled {
+            None => Err(Error::Stalled {
                 host: endpoint.host.name(),
                 what: what.to_owned(),
                 after: self.progress_timeout,
@@ -363,7 +374,10 @@ impl Session {
             }
             let sending = request.headers(headers).send();
             let response = match &ask.content {
-                Some(content) => self.patiently_sending(endpoint, ask.what, content, sending).await?,
+                Some(content) => {
+                    let answer = content.while_it_moves(self.progress_timeout, sending).await;
+                    self.answered(endpoint, ask.what, answer)?
+                }
                 None => self.patiently(endpoint, ask.what, sending).await?,
             };
             let redirects = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);

@@ -10,22 +10,18 @@
 //! An upload that breaks goes on from where the registry says it is, or begins anew. Registries that do not take pieces get
 //! the whole in one request.
 
-use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use reqwest::{Body, Response};
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio_util::io::ReaderStream;
+use http::header::{LOCATION, RANGE};
+use http::{HeaderValue, Method, StatusCode};
+use reqwest::Response;
 use url::Url;
 
 use super::client::{Ask, Endpoint, follow, is_passing};
+use super::content::{Content, LOOK, Source};
 use super::{Error, Session};
 use crate::image::digest::Digest;
 use crate::image::error::Chain;
@@ -37,19 +33,6 @@ const PIECE: u64 = 16 << 20;
 const BREAKS: u32 = 4;
 /// First pause after a break; it doubles.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Files are read in pieces of this size.
-const BUFFER: usize = 128 << 10;
-/// How often is looked whether bytes move.
-const LOOK: Duration = Duration::from_millis(200);
-
-/// Where bytes come from.
-#[derive(Clone, Debug)]
-pub(crate) enum Source {
-    /// A file, opened when it is sent.
-    File(PathBuf),
-    /// A small document.
-    Bytes(Bytes),
-}
 
 /// How a registry came to have a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,67 +40,6 @@ pub(crate) enum Given {
     Exists,
     Mounted,
     Uploaded,
-}
-
-/// The body of a request, which can be made again.
-#[derive(Clone, Debug)]
-pub(super) struct Content {
-    source: Source,
-    media_type: String,
-    /// First byte and how many.
-    from: u64,
-    length: u64,
-    /// It is a piece: its place is said.
-    piece: bool,
-    /// Bytes handed to the connection so far.
-    sent: Arc<AtomicU64>,
-}
-
-impl Content {
-    fn whole(source: Source, length: u64, media_type: &str) -> Self {
-        let media_type = media_type.to_owned();
-        Self { source, media_type, from: 0, length, piece: false, sent: Arc::default() }
-    }
-
-    pub(super) fn describe(&self, headers: &mut HeaderMap) {
-        if let Ok(value) = HeaderValue::from_str(&self.media_type) {
-            headers.insert(CONTENT_TYPE, value);
-        }
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(self.length));
-        if self.piece
-            && let Ok(value) = HeaderValue::from_str(&format!(
-                "{}-{}",
-                self.from,
-                (self.from + self.length).saturating_sub(1)
-            ))
-        {
-            headers.insert(CONTENT_RANGE, value);
-        }
-    }
-
-    pub(super) fn body(&self) -> Body {
-        self.sent.store(0, Ordering::Relaxed);
-        match &self.source {
-            Source::Bytes(bytes) => Body::from(bytes.clone()),
-            // An empty stream would be sent as one of unknown length.
-            Source::File(_) if self.length == 0 => Body::from(Bytes::new()),
-            Source::File(path) => {
-                let (path, from, length, sent) =
-                    (path.clone(), self.from, self.length, Arc::clone(&self.sent));
-                let open = async move {
-                    let mut file = tokio::fs::File::open(path).await?;
-                    file.seek(std::io::SeekFrom::Start(from)).await?;
-                    Ok::<_, std::io::Error>(ReaderStream::with_capacity(file.take(length), BUFFER))
-                };
-                let pieces = futures::stream::once(open).try_flatten().inspect(move |piece| {
-                    if let Ok(piece) = piece {
-                        sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                    }
-                });
-                Body::wrap_stream(pieces)
-            }
-        }
-    }
 }
 
 /// A blob on its way out.
@@ -221,42 +143,6 @@ impl Session {
         let ask = Ask { method: Method::PUT, path, content: Some(content), what: &what, ..Ask::default() };
         self.ask(self.taker()?, &ask).await.map(drop)
     }
-
-    /// Waits for an answer for as long as bytes move, and a while longer.
-    pub(super) async fn patiently_sending<T>(
-        &self,
-        endpoint: &Endpoint,
-        what: &str,
-        content: &Content,
-        work: impl Future<Output = reqwest::Result<T>>,
-    ) -> Result<T, Error> {
-        let mut work = pin!(work);
-        let (mut before, mut since) = (0, Instant::now());
-        loop {
-            match tokio::time::timeout(self.progress_timeout.min(LOOK), &mut work).await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(source)) => {
-                    return Err(Error::Transport {
-                        host: endpoint.host.name(),
-                        what: what.to_owned(),
-                        source: source.without_url(),
-                    });
-                }
-                Err(_) => {
-                    let now = content.sent.load(Ordering::Relaxed);
-                    if now != before {
-                        (before, since) = (now, Instant::now());
-                    } else if since.elapsed() >= self.progress_timeout {
-                        return Err(Error::Stalled {
-                            host: endpoint.host.name(),
-                            what: what.to_owned(),
-                            after: self.progress_timeout,
-                        });
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// Where an upload goes on.
@@ -339,13 +225,8 @@ impl<F: Fn(u64) + Sync> Upload<'_, F> {
     /// In pieces, from `at` on; both move with what the registry took.
     async fn in_pieces(&self, url: &mut Url, at: &mut u64, digest: Digest) -> Result<(), Broken> {
         while *at < self.size {
-            let content = Content {
-                from: *at,
-                length: PIECE.min(self.size - *at),
-                piece: true,
-                ..Content::whole(self.source.clone(), 0, "application/octet-stream")
-            };
-            let length = content.length;
+            let length = PIECE.min(self.size - *at);
+            let content = Content::piece(self.source.clone(), *at, length);
             let response = self.send(Method::PATCH, url.clone(), None, content, *at).await?;
             *url = next(self.endpoint, &response, self.what).map_err(Broken::Final)?;
             *at += length;
@@ -362,7 +243,7 @@ impl<F: Fn(u64) + Sync> Upload<'_, F> {
         content: Content,
         before: u64,
     ) -> Result<Response, Broken> {
-        let sent = Arc::clone(&content.sent);
+        let sent = content.sent();
         let query = digest.map(|digest| ("digest", digest.to_string())).into_iter().collect();
         let ask =
             Ask { method, url: Some(url), query, content: Some(content), what: self.what, ..Ask::default() };
@@ -379,8 +260,12 @@ impl<F: Fn(u64) + Sync> Upload<'_, F> {
                 Ok(response)
             }
             Ok(response) => {
-                let passing =
-                    is_passing(response.status()) || response.status() == StatusCode::RANGE_NOT_SATISFIABLE;
+                // A registry that lost its place, or the whole upload, is asked where it is.
+                let lost = matches!(
+                    response.status(),
+                    StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::NOT_FOUND | StatusCode::GONE
+                );
+                let passing = is_passing(response.status()) || lost;
                 let error = self.session.refusal(self.endpoint, &ask, response).await;
                 Err(if passing { Broken::Passing(error) } else { Broken::Final(error) })
             }
@@ -422,17 +307,5 @@ mod tests {
         for wrong in ["", "x", "0-x", "5"] {
             assert_eq!(read(wrong), None, "{wrong}");
         }
-    }
-
-    #[test]
-    fn pieces_say_their_place() {
-        let mut headers = HeaderMap::new();
-        let whole = Content::whole(Source::Bytes(Bytes::new()), 20, "a/b");
-        Content { from: 10, length: 5, piece: true, ..whole.clone() }.describe(&mut headers);
-        assert_eq!(headers[CONTENT_RANGE], "10-14");
-        assert_eq!(headers[CONTENT_LENGTH], "5");
-        headers.clear();
-        whole.describe(&mut headers);
-        assert!(!headers.contains_key(CONTENT_RANGE));
     }
 }

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::root::{self, Name, Root};
 use super::{EntryError, EntryKind, Header, xattr};
+use crate::image::owners::Owners;
 
 /// Data moves in pieces of this size.
 const BUFFER: usize = 256 << 10;
@@ -29,24 +30,55 @@ pub(crate) struct Writer {
     pub(crate) bytes: u64,
     /// Files, directories and all others.
     pub(crate) inodes: u64,
+    /// Whose files these are, when they are a person's and not a layer's.
+    copying: Option<Copying>,
+}
+
+/// A person's files are copied.
+#[derive(Debug)]
+struct Copying {
+    /// As the archive has them, called as here; `None`: whoever unpacks.
+    owners: Option<Owners>,
+}
+
+impl Copying {
+    /// Attributes and mode bits that change what a program may do go along with owners only.
+    fn strip(&self, header: &mut Header) {
+        if self.owners.is_none() {
+            header.mode &= 0o1777;
+            header.xattrs.retain(|(name, _)| name.starts_with(b"user."));
+        }
+    }
 }
 
 impl Writer {
     pub(crate) fn new(root: Root) -> Self {
-        Self { root, buffer: vec![0; BUFFER], times: Vec::new(), bytes: UNIT, inodes: 1 }
+        Self { root, buffer: vec![0; BUFFER], times: Vec::new(), bytes: UNIT, inodes: 1, copying: None }
+    }
+
+    /// One for a person's files ([`super::copying`]).
+    pub(crate) fn copying(root: Root, owners: Option<Owners>) -> Self {
+        Self { copying: Some(Copying { owners }), ..Self::new(root) }
     }
 
     /// Makes what `header` says, with data from `data`.
     pub(crate) fn apply(&mut self, header: &Header, data: &mut impl Read) -> Result<(), super::Error> {
         let named = |source| super::Error::Entry { entry: super::printable(&header.path), source };
         let name = Name::read(&header.path).map_err(named)?;
+        let stripped = self.copying.as_ref().map(|copying| {
+            let mut header = header.clone();
+            copying.strip(&mut header);
+            header
+        });
+        let header = stripped.as_ref().unwrap_or(header);
         if name.is_root() {
             return match header.kind {
+                EntryKind::Directory if self.copying.is_some() => Ok(()),
                 EntryKind::Directory => self.adopt_root(header).map_err(named),
                 _ => Err(named(EntryError::Root)),
             };
         }
-        if let Some(hidden) = name.last.strip_prefix(b".wh.") {
+        if let Some(hidden) = name.last.strip_prefix(b".wh.").filter(|_| self.copying.is_none()) {
             return self.whiteout(&name, hidden).map_err(named);
         }
         match header.kind {
@@ -58,6 +90,9 @@ impl Writer {
                     rustix::fs::symlinkat(header.link.as_slice(), parent, name)
                 })
                 .map_err(named),
+            EntryKind::Character | EntryKind::Block if self.copying.is_some() => {
+                Err(named(EntryError::Special))
+            }
             EntryKind::Character | EntryKind::Block | EntryKind::Fifo => {
                 self.device(&name, header).map_err(named)
             }
@@ -79,13 +114,14 @@ impl Writer {
 
     fn adopt_root(&mut self, header: &Header) -> Result<(), EntryError> {
         let root = self.root.open_directory(b"").map_err(EntryError::system("opening the layer's root"))?;
-        adopt(root.as_fd(), header)?;
+        adopt(root.as_fd(), header, self.owner(header)?)?;
         self.times.push((Vec::new(), times(header)));
         Ok(())
     }
 
     fn directory(&mut self, name: &Name, header: &Header) -> Result<(), EntryError> {
         let full = name.full();
+        let owner = self.owner(header)?;
         let parent = self.root.parent(&name.parent)?;
         let mut replaced = false;
         let mut hidden = false;
@@ -93,7 +129,9 @@ impl Writer {
             Err(Errno::EXIST) => match root::kind_of(parent.as_fd(), &name.last)
                 .map_err(EntryError::system("looking at what is there"))?
             {
+                Some((FileType::Directory, _)) if self.copying.is_some() => return Ok(()),
                 Some((FileType::Directory, _)) => false,
+                _ if self.copying.is_some() => return Err(EntryError::Occupied("something else")),
                 there => {
                     hidden = there == Some((FileType::CharacterDevice, 0));
                     replaced = true;
@@ -108,7 +146,7 @@ impl Writer {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = rustix::fs::openat(parent, name.last.as_slice(), flags, Mode::empty())
             .map_err(EntryError::system("opening the directory"))?;
-        adopt(directory.as_fd(), header)?;
+        adopt(directory.as_fd(), header, owner)?;
         if hidden {
             xattr::set_opaque(directory.as_fd())?;
         }
@@ -126,6 +164,7 @@ impl Writer {
 
     fn file(&mut self, name: &Name, header: &Header, data: &mut impl Read) -> Result<(), super::Error> {
         let named = |source| super::Error::Entry { entry: super::printable(&header.path), source };
+        let owner = self.owner(header).map_err(named)?;
         let file = self.create(name).map_err(named)?;
         let mut file = std::fs::File::from(file);
         match &header.sparse {
@@ -140,7 +179,7 @@ impl Writer {
                 file.set_len(map.real_size).map_err(system("sizing the file"))?;
             }
         }
-        adopt(file.as_fd(), header).map_err(named)?;
+        adopt(file.as_fd(), header, owner).map_err(named)?;
         rustix::fs::futimens(&file, &times(header))
             .map_err(|e| named(EntryError::system("setting its times")(e)))?;
         self.count(header.size.div_ceil(UNIT) * UNIT);
@@ -153,8 +192,7 @@ impl Writer {
         let open = || rustix::fs::openat(parent, name.last.as_slice(), flags, Mode::from_raw_mode(0o600));
         match open() {
             Err(Errno::EXIST) => {
-                root::remove(parent.as_fd(), &name.last)
-                    .map_err(EntryError::system("replacing what is there"))?;
+                take_away(parent.as_fd(), &name.last, self.copying.is_some())?;
                 let file = open().map_err(EntryError::system("making the file"))?;
                 self.root.forget();
                 Ok(file)
@@ -171,20 +209,22 @@ impl Writer {
         what: &'static str,
         make: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<(), Errno>,
     ) -> Result<(), EntryError> {
+        let owner = self.owner(header)?;
         let parent = self.root.parent(&name.parent)?.as_fd();
         let mut replaced = false;
         match make(parent, &name.last) {
             Err(Errno::EXIST) => {
                 replaced = true;
-                root::remove(parent, &name.last).map_err(EntryError::system("replacing what is there"))?;
+                take_away(parent, &name.last, self.copying.is_some())?;
                 make(parent, &name.last).map_err(EntryError::system(what))?;
             }
             other => other.map_err(EntryError::system(what))?,
         }
         let last = name.last.as_slice();
-        let (uid, gid) = (Uid::from_raw(header.uid), Gid::from_raw(header.gid));
-        rustix::fs::chownat(parent, last, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(EntryError::system("setting its owner"))?;
+        if let Some((uid, gid)) = owner {
+            rustix::fs::chownat(parent, last, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(EntryError::system("setting its owner"))?;
+        }
         xattr::set_at(parent, last, &header.xattrs)?;
         if header.kind != EntryKind::Symlink {
             // Just made by us in a directory nobody else sees: it is no link.
@@ -240,8 +280,7 @@ impl Writer {
         };
         match link() {
             Err(Errno::EXIST) => {
-                root::remove(parent.as_fd(), &name.last)
-                    .map_err(EntryError::system("replacing what is there"))?;
+                take_away(parent.as_fd(), &name.last, self.copying.is_some())?;
                 let linked = link().map_err(|error| refused(EntryError::system("linking to it")(error)));
                 self.root.forget();
                 linked
@@ -288,6 +327,18 @@ impl Writer {
         }
     }
 
+    /// Who is to own what `header` says; `None`: whoever makes it.
+    fn owner(&self, header: &Header) -> Result<Option<(Uid, Gid)>, EntryError> {
+        let (uid, gid) = match &self.copying {
+            None => (header.uid, header.gid),
+            Some(Copying { owners: None }) => return Ok(None),
+            Some(Copying { owners: Some(owners) }) => owners
+                .map(header.uid, header.gid)
+                .ok_or(EntryError::Owner { uid: header.uid, gid: header.gid })?,
+        };
+        Ok(Some((Uid::from_raw(uid), Gid::from_raw(gid))))
+    }
+
     fn count(&mut self, bytes: u64) {
         self.bytes += bytes;
         self.inodes += 1;
@@ -298,10 +349,22 @@ fn make_directory(parent: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700))
 }
 
+/// Makes place for an entry. A person's directory does not go for a file.
+fn take_away(parent: BorrowedFd<'_>, name: &[u8], copying: bool) -> Result<(), EntryError> {
+    if copying {
+        let there = root::kind_of(parent, name).map_err(EntryError::system("looking at what is there"))?;
+        if matches!(there, Some((FileType::Directory, _))) {
+            return Err(EntryError::Occupied("a directory"));
+        }
+    }
+    root::remove(parent, name).map_err(EntryError::system("replacing what is there"))
+}
+
 /// Owner first, then attributes (a change of owner drops capabilities), then mode (it drops setuid too).
-fn adopt(file: BorrowedFd<'_>, header: &Header) -> Result<(), EntryError> {
-    rustix::fs::fchown(file, Some(Uid::from_raw(header.uid)), Some(Gid::from_raw(header.gid)))
-        .map_err(EntryError::system("setting its owner"))?;
+fn adopt(file: BorrowedFd<'_>, header: &Header, owner: Option<(Uid, Gid)>) -> Result<(), EntryError> {
+    if let Some((uid, gid)) = owner {
+        rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(EntryError::system("setting its owner"))?;
+    }
     xattr::set(file, &header.xattrs)?;
     rustix::fs::fchmod(file, Mode::from_raw_mode(header.mode)).map_err(EntryError::system("setting its mode"))
 }

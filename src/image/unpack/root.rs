@@ -85,8 +85,12 @@ pub(crate) struct Root {
 
 impl Root {
     pub(crate) fn open(path: &Path) -> Result<Self, Errno> {
-        let directory = rustix::fs::open(path, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
-        Ok(Self { directory, last: None, implicit: BTreeSet::new(), remembered: 0 })
+        Ok(Self::of(rustix::fs::open(path, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?))
+    }
+
+    /// A directory that is open already.
+    pub(crate) fn of(directory: OwnedFd) -> Self {
+        Self { directory, last: None, implicit: BTreeSet::new(), remembered: 0 }
     }
 
     /// Directories made without an entry, ancestors first.

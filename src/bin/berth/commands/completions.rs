@@ -1,8 +1,9 @@
 //! `berth completions`.
 
-use anyhow::Result;
-use clap::{Args, Command};
+use anyhow::{Result, anyhow};
+use clap::Args;
 use clap_complete::Shell;
+use clap_complete::env::Shells;
 
 use crate::output;
 
@@ -15,10 +16,13 @@ pub(crate) struct Completions {
 }
 
 impl Completions {
-    /// Prints those of a program, for the shell to read at its start.
-    pub(crate) fn execute(self, mut program: Command) -> Result<u8> {
+    /// Prints a script for the shell to read at its start. It calls this program for what can follow.
+    pub(crate) fn execute(self) -> Result<u8> {
+        let name = self.shell.to_string();
+        let shells = Shells::builtins();
+        let shell = shells.completer(&name).ok_or_else(|| anyhow!("no completions for {name}"))?;
         let mut text = Vec::new();
-        clap_complete::generate(self.shell, &mut program, "berth", &mut text);
+        shell.write_registration("COMPLETE", "berth", "berth", "berth", &mut text)?;
         output::print(&String::from_utf8_lossy(&text))?;
         Ok(0)
     }

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::client::Client;
 use crate::failure::Answer;
-use crate::options::listing::{Format, Listing};
+use crate::options::listing::Listing;
 use crate::output::table::{Cell, Table};
 use crate::output::{self, human};
 use crate::view::ImageView;
@@ -18,7 +18,7 @@ use crate::view::ImageView;
 pub(crate) struct Images {
     /// Only images with this in a name
     #[arg(value_name = "TEXT")]
-    filter: Option<String>,
+    text: Option<String>,
     /// Show digests
     #[arg(long)]
     digests: bool,
@@ -32,18 +32,24 @@ impl Images {
         let mut client = Client::connect(address).await?;
         let answer = client.images.list_images(ListImagesRequest { filter: None }).await.answer();
         let mut images = answer.context("listing images")?.images;
-        if let Some(text) = &self.filter {
+        if let Some(text) = &self.text {
             images.retain(|image| has(image, text));
         }
+        let filters = self.listing.filters()?;
+        let mut kept = Vec::new();
+        for image in images {
+            if filters.keep(&ImageView::from(&image))? {
+                kept.push(image);
+            }
+        }
+        let mut images = kept;
         images.sort_by(|one, other| names(one).cmp(&names(other)));
         if self.listing.quiet {
             let ids: BTreeSet<String> =
                 images.iter().map(|image| human::short_id(&image.id, self.listing.no_trunc)).collect();
             let lines: String = ids.iter().map(|id| format!("{id}\n")).collect();
             output::print(&lines)?;
-        } else if self.listing.output == Format::Json {
-            output::print_json(&images.iter().map(ImageView::from).collect::<Vec<_>>())?;
-        } else {
+        } else if !self.listing.print(&images.iter().map(ImageView::from).collect::<Vec<_>>())? {
             output::print(&self.table(&images).render(output::colours()))?;
         }
         Ok(0)
@@ -142,8 +148,8 @@ mod tests {
 
     #[test]
     fn the_table() {
-        let listing = Listing { output: Format::Table, quiet: false, no_trunc: false };
-        let command = Images { filter: None, digests: false, listing };
+        let listing = Listing::default();
+        let command = Images { text: None, digests: false, listing };
         let table = command.table(&[image(&["docker.io/library/busybox:1"], &[])]);
         assert_eq!(
             table.render(false),

@@ -23,10 +23,12 @@ pub(crate) enum Network {
     /// Make a network
     Create(create::Create),
     /// List networks
+    #[command(alias = "list")]
     Ls(ls::Ls),
     /// Show all there is to know of networks, and who is attached to them, as JSON
     Inspect(inspect::Inspect),
     /// Remove networks that no pod is attached to
+    #[command(alias = "remove")]
     Rm(rm::Rm),
     /// Remove all networks that no pod is attached to
     Prune(rm::Prune),

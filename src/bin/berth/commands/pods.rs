@@ -7,7 +7,7 @@ use futures::{StreamExt, stream};
 
 use crate::client::Client;
 use crate::failure::refusal_code;
-use crate::options::listing::{Format, Listing};
+use crate::options::listing::Listing;
 use crate::output::table::{Cell, Table, Tone};
 use crate::output::{self, human};
 use crate::view::{self, PodView};
@@ -32,18 +32,27 @@ impl Pods {
         let mut pods = client.pods().await?;
         pods.retain(|pod| !self.ready || pod.state() == PodSandboxState::SandboxReady);
         pods.sort_by(|one, other| other.created_at.cmp(&one.created_at).then(one.id.cmp(&other.id)));
-        if self.listing.quiet {
+        let filters = self.listing.filters()?;
+        if self.listing.quiet && filters.is_empty() {
             let ids = pods.iter().map(|pod| human::short_id(&pod.id, self.listing.no_trunc));
             output::print(&ids.map(|id| format!("{id}\n")).collect::<String>())?;
             return Ok(0);
         }
         let listed = with_status(&client, pods).await?;
-        if self.listing.output == Format::Json {
-            let views = listed.iter().map(|(pod, status)| PodView::new(pod, status.as_ref()));
-            output::print_json(&views.collect::<Vec<_>>())?;
-        } else {
+        let (mut kept, mut views) = (Vec::new(), Vec::new());
+        for (pod, status) in listed {
+            let view = PodView::new(&pod, status.as_ref());
+            if filters.keep(&view)? {
+                kept.push((pod, status));
+                views.push(view);
+            }
+        }
+        if self.listing.quiet {
+            let ids = views.iter().map(|view| human::short_id(&view.id, self.listing.no_trunc));
+            output::print(&ids.map(|id| format!("{id}\n")).collect::<String>())?;
+        } else if !self.listing.print(&views)? {
             output::print(
-                &table(&listed, human::now_nanos(), self.listing.no_trunc).render(output::colours()),
+                &table(&kept, human::now_nanos(), self.listing.no_trunc).render(output::colours()),
             )?;
         }
         Ok(0)

@@ -8,7 +8,7 @@ use futures::{StreamExt, stream};
 use crate::client::Client;
 use crate::failure::refusal_code;
 use crate::names::{self, Names};
-use crate::options::listing::{Format, Listing};
+use crate::options::listing::Listing;
 use crate::output::table::{Cell, Table, Tone};
 use crate::output::{self, human};
 use crate::view::ContainerView;
@@ -22,6 +22,12 @@ pub(crate) struct Ps {
     /// Also containers that do not run
     #[arg(short, long)]
     all: bool,
+    /// Only the container that was made last, whatever it does
+    #[arg(short, long, conflicts_with = "last")]
+    latest: bool,
+    /// Only so many of those made last, whatever they do
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    last: Option<usize>,
     /// Only containers of this pod
     #[arg(short, long, value_name = "POD")]
     pod: Option<String>,
@@ -36,38 +42,52 @@ impl Ps {
         let all = client.containers().await?;
         let pods = client.pods().await?;
         let names = Names { containers: &all, pods: &pods };
+        let filters = self.listing.filters()?;
+        // Who asks for ended ones means them.
+        let most = if self.latest { Some(1) } else { self.last };
+        let all_states = self.all || most.is_some() || filters.asks_for_state();
         let pod = self.pod.as_deref().map(|name| names.pod(name)).transpose()?;
         let mut containers: Vec<Container> = all
             .iter()
-            .filter(|container| self.all || container.state() == ContainerState::ContainerRunning)
+            .filter(|container| all_states || container.state() == ContainerState::ContainerRunning)
             .filter(|container| pod.is_none_or(|pod| container.pod_sandbox_id == pod.id))
             .cloned()
             .collect();
         containers.sort_by(|one, other| other.created_at.cmp(&one.created_at).then(one.id.cmp(&other.id)));
-        if self.listing.quiet {
+        if filters.is_empty() {
+            containers.truncate(most.unwrap_or(usize::MAX));
+        }
+        if self.listing.quiet && filters.is_empty() {
             let ids =
                 containers.iter().map(|container| human::short_id(&container.id, self.listing.no_trunc));
             output::print(&ids.map(|id| format!("{id}\n")).collect::<String>())?;
             return Ok(0);
         }
         let listed = with_status(&client, containers).await?;
-        let pod_of = |container| names.pod_of(container);
-        if self.listing.output == Format::Json {
-            let views = listed
-                .iter()
-                .map(|(listed, status)| ContainerView::new(listed, status.as_ref(), pod_of(listed)));
-            output::print_json(&views.collect::<Vec<_>>())?;
-        } else {
+        let (mut kept, mut views) = (Vec::new(), Vec::new());
+        for (container, status) in listed {
+            let view = ContainerView::new(&container, status.as_ref(), names.pod_of(&container));
+            if filters.keep(&view)? {
+                kept.push((container, status));
+                views.push(view);
+            }
+        }
+        kept.truncate(most.unwrap_or(usize::MAX));
+        views.truncate(kept.len());
+        if self.listing.quiet {
+            let ids = views.iter().map(|view| human::short_id(&view.id, self.listing.no_trunc));
+            output::print(&ids.map(|id| format!("{id}\n")).collect::<String>())?;
+        } else if !self.listing.print(&views)? {
             let mut table = Table::new(&["CONTAINER ID", "IMAGE", "CREATED", "STATUS", "NAME", "POD"]);
             let now = human::now_nanos();
-            for (container, status) in &listed {
+            for (container, status) in &kept {
                 table.row([
                     human::short_id(&container.id, self.listing.no_trunc).into(),
                     image(container, self.listing.no_trunc).into(),
                     human::ago(container.created_at, now).into(),
                     state(container.state(), status.as_ref(), now),
                     names::container_name(container).into(),
-                    pod_of(container).map_or("", names::pod_name).into(),
+                    names.pod_of(container).map_or("", names::pod_name).into(),
                 ]);
             }
             output::print(&table.render(output::colours()))?;

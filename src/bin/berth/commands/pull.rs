@@ -5,13 +5,13 @@ use berth::proto::berth::v1::PullRequest;
 use berth::proto::berth::v1::pull_response::Event;
 use berth::proto::runtime::v1::{AuthConfig, Image, PullImageRequest};
 use clap::Args;
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::client::{self, Client};
 use crate::credentials;
 use crate::failure::{self, Answer, Refusal};
 use crate::output;
-use crate::progress::Progress;
+use crate::progress;
 
 /// Options of `pull`.
 #[derive(Debug, Args)]
@@ -102,7 +102,7 @@ pub(crate) async fn fetch(
     let context = || format!("pulling {image}");
     let request =
         PullRequest { reference: image.to_owned(), auth: auth.clone(), platform: platform.to_owned() };
-    let mut events = match client.transfer.pull(request).await.answer() {
+    let events = match client.transfer.pull(request).await.answer() {
         Ok(events) => events,
         // Another CRI runtime, without Berth's own API: pulls all the same, without showing how far it is.
         Err(Refusal { code: Code::Unimplemented, .. }) if platform.is_empty() => {
@@ -110,21 +110,13 @@ pub(crate) async fn fetch(
         }
         Err(refusal) => return Err(refusal).with_context(context),
     };
-    let mut progress = Progress::new(quiet);
-    let mut pulled = None;
-    let outcome: Result<(), Status> = loop {
-        match events.message().await {
-            Ok(None) => break Ok(()),
-            Err(status) => break Err(status),
-            Ok(Some(event)) => match event.event {
-                Some(Event::Layer(layer)) => progress.show(&layer),
-                Some(Event::Image(image)) => pulled = Some(image),
-                None => {}
-            },
-        }
-    };
-    progress.finish(outcome.is_ok() && pulled.is_some());
-    outcome
+    let outcome = progress::follow(events, quiet, |message| match message.event {
+        Some(Event::Layer(layer)) => progress::Event::Layer(layer),
+        Some(Event::Image(image)) => progress::Event::Done(image),
+        None => progress::Event::Unknown,
+    });
+    let pulled = outcome
+        .await
         .map_err(Refusal::from)
         .map_err(|refusal| credentials::advise(refusal, image))
         .with_context(context)?;

@@ -4,14 +4,13 @@ use anyhow::{Context, Result, anyhow};
 use berth::proto::berth::v1::push_response::Event;
 use berth::proto::berth::v1::{PushRequest, PushedImage};
 use clap::Args;
-use tonic::Status;
 
 use crate::client::Client;
 use crate::commands::pull::Source;
 use crate::credentials;
 use crate::failure::{self, Answer, Refusal};
 use crate::output;
-use crate::progress::Progress;
+use crate::progress;
 
 /// Options of `push`.
 #[derive(Debug, Args)]
@@ -48,22 +47,14 @@ impl Push {
 
 async fn send(client: &mut Client, image: &str, source: &Source, quiet: bool) -> Result<PushedImage> {
     let request = PushRequest { reference: image.to_owned(), auth: source.auth(image).await? };
-    let mut events = client.transfer.push(request).await.answer()?;
-    let mut progress = Progress::new(quiet);
-    let mut pushed = None;
-    let outcome: Result<(), Status> = loop {
-        match events.message().await {
-            Ok(None) => break Ok(()),
-            Err(status) => break Err(status),
-            Ok(Some(event)) => match event.event {
-                Some(Event::Layer(layer)) => progress.show(&layer),
-                Some(Event::Pushed(image)) => pushed = Some(image),
-                None => {}
-            },
-        }
-    };
-    progress.finish(outcome.is_ok() && pushed.is_some());
-    outcome.map_err(Refusal::from).map_err(|refusal| credentials::advise(refusal, image))?;
+    let events = client.transfer.push(request).await.answer()?;
+    let outcome = progress::follow(events, quiet, |message| match message.event {
+        Some(Event::Layer(layer)) => progress::Event::Layer(layer),
+        Some(Event::Pushed(image)) => progress::Event::Done(image),
+        None => progress::Event::Unknown,
+    });
+    let pushed =
+        outcome.await.map_err(Refusal::from).map_err(|refusal| credentials::advise(refusal, image))?;
     pushed.ok_or_else(|| anyhow!("the daemon ended without saying what it pushed"))
 }
 

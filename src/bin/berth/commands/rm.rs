@@ -7,7 +7,7 @@ use berth::proto::runtime::v1::{Container, ContainerState, PodSandbox, RemoveCon
 use clap::Args;
 
 use crate::client::Client;
-use crate::commands::run::{log_dir, marks};
+use crate::commands::run::{log_dir, marks, remove_volumes};
 use crate::commands::stop::stop_pod;
 use crate::failure::{self, Answer};
 use crate::names::{Named, Names, container_name, pod_name};
@@ -22,6 +22,9 @@ pub(crate) struct Rm {
     /// Kill what runs, and no error when it is not there
     #[arg(short, long)]
     force: bool,
+    /// With them the volumes that `berth run -v /path` made for them
+    #[arg(short, long)]
+    volumes: bool,
 }
 
 impl Rm {
@@ -64,6 +67,9 @@ impl Rm {
         stop_pod(client, names, pod, Duration::ZERO).await?;
         client.remove_pod(&pod.id).await?;
         log_dir::remove_of(&pod.annotations);
+        if self.volumes && marks::is_of_run(&pod.labels) {
+            remove_volumes(client, &marks::volumes(&pod.annotations)).await;
+        }
         Ok(())
     }
 

@@ -12,10 +12,11 @@ pub(crate) mod log_dir;
 pub(crate) mod marks;
 pub(crate) mod settings;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
-use berth::proto::berth::v1::PrepareVolumeRequest;
+use berth::proto::berth::v1::{CreateVolumeRequest, PrepareVolumeRequest, RemoveVolumeRequest};
 use berth::proto::runtime::v1::{CreateContainerRequest, Image, RunPodSandboxRequest, StartContainerRequest};
 use clap::{Args, ValueEnum};
 
@@ -24,6 +25,7 @@ use crate::commands::attach;
 use crate::commands::pull::{self, Source};
 use crate::failure::{self, Answer, ExitCodeExt, Refusal};
 use crate::names::{container_name, pod_name};
+use crate::options::volume::Volume;
 use crate::options::{duration, name};
 use crate::output;
 use crate::session::{Session, terminal};
@@ -37,7 +39,7 @@ pub(crate) struct Run {
     /// Print the container's id and leave it running
     #[arg(short, long)]
     pub detach: bool,
-    /// Remove pod and container when it has ended
+    /// Remove pod, container and volumes without a name when it has ended
     #[arg(long, conflicts_with = "detach")]
     pub rm: bool,
     /// Pass standard input on to it; with -d: keep it open for `berth attach`
@@ -55,8 +57,8 @@ pub(crate) struct Run {
     /// Set variables from a file of NAME=VALUE lines
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
-    /// Show a path of the host, or a volume by its name, in the container
-    #[arg(short, long, value_name = "SOURCE:DESTINATION[:OPTIONS]")]
+    /// Show a path of the host, or a volume by its name, in the container; without a source a volume of its own
+    #[arg(short, long, value_name = "[SOURCE:]DESTINATION[:OPTIONS]")]
     pub volume: Vec<String>,
     /// Network to join, one for each use: a name, host, none, or name=NAME,ip=ADDRESS,… (else the default network)
     #[arg(long, value_name = "NETWORK")]
@@ -141,6 +143,8 @@ pub(crate) struct Launched {
     pub pod_id: String,
     pub container_id: String,
     pub log_directory: PathBuf,
+    /// Volumes that were made for it alone.
+    pub volumes: Vec<String>,
     /// We at its streams, with `-i`.
     pub session: Option<(Session, attach::Made)>,
 }
@@ -183,15 +187,27 @@ impl Run {
         let image = self.image(&mut client).await?;
         let name = self.name(&mut client).await?;
         let identity = config::Identity::new(name, &self.log_dir, image)?;
-        volumes(&mut client, &identity.image, &mut settings).await?;
+        let made = self.prepare(&mut client, &mut settings, &identity).await;
+        if made.is_err() {
+            log_dir::remove(&identity.log_directory);
+            remove_volumes(&mut client, &marks::volumes(&settings.annotations)).await;
+        }
+        let (signals, launched) = made?;
+        Ok((client, signals, launched))
+    }
+
+    /// Volumes, log and then the thing itself. What was made when this fails is for the caller to remove.
+    async fn prepare(
+        &self,
+        client: &mut Client,
+        settings: &mut settings::Settings,
+        identity: &config::Identity,
+    ) -> Result<(attend::Signals, Launched)> {
+        volumes(client, identity, settings).await?;
         let mut signals = attend::Signals::listen()?;
         log_dir::create(&identity.log_directory)?;
-        let launched =
-            signals.unless_twice(&identity.name, self.create(&mut client, &settings, &identity)).await;
-        if launched.is_err() {
-            log_dir::remove(&identity.log_directory);
-        }
-        Ok((client, signals, launched?))
+        let launched = signals.unless_twice(&identity.name, self.create(client, settings, identity)).await?;
+        Ok((signals, launched))
     }
 
     /// The image, pulled where it has to be.
@@ -253,8 +269,9 @@ impl Run {
             sandbox_config: Some(pod),
         };
         let log_directory = identity.log_directory.clone();
+        let volumes = marks::volumes(&settings.annotations);
         let mut launched =
-            Launched { name, pod_id, container_id: String::new(), log_directory, session: None };
+            Launched { name, pod_id, container_id: String::new(), log_directory, volumes, session: None };
         let started = match client.runtime.create_container(request).await.answer() {
             Err(refusal) => Err(failed_start(refusal, &launched.name)),
             Ok(response) => {
@@ -287,17 +304,55 @@ impl Run {
     }
 }
 
-/// Has the daemon make and fill volumes, and puts their paths into the mounts.
-async fn volumes(client: &mut Client, image: &Image, settings: &mut settings::Settings) -> Result<()> {
-    for (index, name) in std::mem::take(&mut settings.volumes) {
+/// Has the daemon make and fill volumes, and puts their paths into the mounts. Those without a name get one, which the pod's
+/// annotations say.
+async fn volumes(
+    client: &mut Client,
+    identity: &config::Identity,
+    settings: &mut settings::Settings,
+) -> Result<()> {
+    for (index, volume) in std::mem::take(&mut settings.volumes) {
         let Some(mount) = settings.mounts.get_mut(index) else { continue };
-        let (image, path) = (image.id.clone(), mount.container_path.clone());
+        let name = match volume {
+            Volume::Named(name) => name,
+            Volume::Anonymous => {
+                let name = anonymous(client, &identity.name).await?;
+                let listed = settings.annotations.entry(marks::VOLUMES.to_owned()).or_default();
+                listed.push_str(&name);
+                listed.push(',');
+                name
+            }
+        };
+        let (image, path) = (identity.image.id.clone(), mount.container_path.clone());
         let request = PrepareVolumeRequest { name: name.clone(), image, path };
         let answer = client.volumes.prepare_volume(request).await.answer();
         let prepared = answer.with_context(|| format!("preparing volume {name}"))?;
         mount.host_path = prepared.volume.unwrap_or_default().path;
     }
     Ok(())
+}
+
+/// A volume that nobody named.
+async fn anonymous(client: &mut Client, pod: &str) -> Result<String> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow!("making up a volume's name: {error}"))?;
+    let name = hex::encode(bytes);
+    let labels = HashMap::from([(marks::ANONYMOUS.to_owned(), pod.to_owned())]);
+    let made =
+        client.volumes.create_volume(CreateVolumeRequest { name: name.clone(), labels }).await.answer();
+    made.with_context(|| "making a volume without a name")?;
+    Ok(name)
+}
+
+/// Removes volumes that were made for one pod. What can't be removed is said, and left to `berth volume prune`.
+pub(crate) async fn remove_volumes(client: &mut Client, names: &[String]) {
+    for name in names {
+        let request = RemoveVolumeRequest { name: name.clone() };
+        match client.volumes.remove_volume(request).await.answer() {
+            Ok(_) | Err(Refusal { code: tonic::Code::NotFound, .. }) => {}
+            Err(refusal) => eprintln!("berth: removing volume {name}: {refusal}"),
+        }
+    }
 }
 
 /// The error of a container that could not be made or started, with the exit code that people know for it.
@@ -312,5 +367,6 @@ async fn remove(client: &mut Client, launched: &Launched) -> Result<()> {
     client.stop_pod(&launched.pod_id).await?;
     client.remove_pod(&launched.pod_id).await?;
     log_dir::remove(&launched.log_directory);
+    remove_volumes(client, &launched.volumes).await;
     Ok(())
 }

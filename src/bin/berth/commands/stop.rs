@@ -20,7 +20,7 @@ pub(crate) struct Stop {
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
     /// How long they have to end by themselves before they are killed
-    #[arg(short, long = "time", value_name = "TIME", default_value = "10")]
+    #[arg(short, long = "time", alias = "timeout", value_name = "TIME", default_value = "10")]
     time: String,
 }
 

@@ -20,10 +20,12 @@ pub(crate) enum Volume {
     /// Make a volume
     Create(Create),
     /// List volumes
+    #[command(alias = "list")]
     Ls(Ls),
     /// Show all there is to know of volumes, as JSON
     Inspect(Inspect),
     /// Remove volumes that nothing uses, with all that is in them
+    #[command(alias = "remove")]
     Rm(Rm),
     /// Remove all volumes that nothing uses, with all that is in them
     Prune(Prune),

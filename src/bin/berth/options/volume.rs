@@ -1,15 +1,24 @@
-//! Host paths and volumes in containers: `source:destination[:options]`.
+//! Host paths and volumes in containers: `source:destination[:options]`, or just the destination.
 
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use berth::proto::runtime::v1::{Mount, MountPropagation};
 
+/// A volume to be mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Volume {
+    /// Kept until it is removed.
+    Named(String),
+    /// Of this container alone.
+    Anonymous,
+}
+
 /// A mount, and the volume that is its source where no path is: the path is not known yet then.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Wanted {
     pub mount: Mount,
-    pub volume: Option<String>,
+    pub volume: Option<Volume>,
 }
 
 /// Reads one `-v`. A source that starts with a dot is taken from the directory `here`.
@@ -20,13 +29,22 @@ pub(crate) fn parse(text: &str, here: &Path) -> Result<Wanted> {
 fn read(text: &str, here: &Path) -> Result<Wanted> {
     let mut parts = text.split(':');
     let (source, destination, options) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(destination), None, None, None) => {
+            if !Path::new(destination).is_absolute() {
+                bail!(
+                    "write SOURCE:DESTINATION[:OPTIONS], or a path from / in the container for a volume without a name"
+                );
+            }
+            let mount = Mount { container_path: destination.to_owned(), ..Mount::default() };
+            return Ok(Wanted { mount, volume: Some(Volume::Anonymous) });
+        }
         (Some(source), Some(destination), options, None) => (source, destination, options.unwrap_or("")),
         _ => bail!("write SOURCE:DESTINATION[:OPTIONS], as in /srv/www:/usr/share/nginx/html:ro"),
     };
     if !Path::new(destination).is_absolute() {
         bail!("the destination `{destination}` must be a path from / in the container");
     }
-    let volume = is_name(source).then(|| source.to_owned());
+    let volume = is_name(source).then(|| Volume::Named(source.to_owned()));
     let host_path = if volume.is_some() { String::new() } else { host_path(source, here)? };
     let mut mount = Mount { container_path: destination.to_owned(), host_path, ..Mount::default() };
     for option in options.split(',').filter(|option| !option.is_empty()) {
@@ -93,9 +111,11 @@ mod tests {
     #[test]
     fn names_are_volumes() {
         let wanted = parse("my-data.1:/data:ro", Path::new("/")).unwrap();
-        assert_eq!(wanted.volume.as_deref(), Some("my-data.1"));
+        assert_eq!(wanted.volume, Some(Volume::Named("my-data.1".into())));
         assert!(wanted.mount.readonly && wanted.mount.host_path.is_empty());
         assert_eq!(parse("./data:/data", Path::new("/")).unwrap().volume, None);
+        let wanted = parse("/data", Path::new("/")).unwrap();
+        assert_eq!((wanted.volume, wanted.mount.container_path.as_str()), (Some(Volume::Anonymous), "/data"));
     }
 
     #[test]
@@ -128,7 +148,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (text, word) in [
-            ("/a", "SOURCE:DESTINATION"),
+            ("data", "SOURCE:DESTINATION"),
             ("/a:/b:ro:x", "SOURCE:DESTINATION"),
             ("/a:b", "from / in the container"),
             ("da ta:/b", "./da ta"),

@@ -7,6 +7,7 @@ use berth::proto::runtime::v1::{KeyValue, LinuxContainerResources, Mount, PortMa
 
 use super::{Run, log_dir};
 use crate::options::network::{self, Networks};
+use crate::options::volume::Volume;
 use crate::options::{env, name, port, quantity, user, volume};
 
 /// They are all in order.
@@ -14,8 +15,8 @@ use crate::options::{env, name, port, quantity, user, volume};
 pub(crate) struct Settings {
     pub ports: Vec<PortMapping>,
     pub mounts: Vec<Mount>,
-    /// Which of them are of volumes, by name: their path is not known yet.
-    pub volumes: Vec<(usize, String)>,
+    /// Which of them are of volumes: their path is not known yet.
+    pub volumes: Vec<(usize, Volume)>,
     pub envs: Vec<KeyValue>,
     pub resources: LinuxContainerResources,
     pub user: user::User,
@@ -77,14 +78,14 @@ fn ports(texts: &[String]) -> Result<Vec<PortMapping>> {
 }
 
 /// Mounts, and which of them are of volumes.
-type Mounts = (Vec<Mount>, Vec<(usize, String)>);
+type Mounts = (Vec<Mount>, Vec<(usize, Volume)>);
 
 fn mounts(texts: &[String]) -> Result<Mounts> {
     let here = std::env::current_dir().context("finding the current directory")?;
     let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
     for text in texts {
         let wanted = volume::parse(text, &here)?;
-        volumes.extend(wanted.volume.map(|name| (mounts.len(), name)));
+        volumes.extend(wanted.volume.map(|volume| (mounts.len(), volume)));
         mounts.push(wanted.mount);
     }
     for (index, mount) in mounts.iter().enumerate() {

@@ -9,7 +9,7 @@ use tracing::Instrument;
 /// reader that is slow does not hold it up; a stream that is dropped (the call was cancelled) stops it.
 ///
 /// `items` must end when the work is over: its other end belongs into the work.
-pub(super) fn of_work<T, O>(
+pub(crate) fn of_work<T, O>(
     items: impl Stream<Item = Result<T, Status>> + Send + 'static,
     work: impl Future<Output = Result<O, Status>> + Send + 'static,
     last: impl FnOnce(O) -> Option<T> + Send + 'static,
