@@ -83,7 +83,8 @@ of `make conformance CRITEST=/path/to/critest` and `make test-vm CRITEST=/path/t
         """
 The runs: images from a private registry that stands in for the public ones (`tests/conformance/images.py` says how), a daemon
 of its own in a network namespace of its own. critest is not part of this repository; build it with `make critest` in a checkout
-of cri-tools.
+of cri-tools. The second machine is emulated, and slow: its column is put together from runs of parts of the suite, some of them
+of builds shortly before this one.
 """
     )
     columns = ["spec", "result", "why"] if second is None else ["spec", "result", "second", "why"]

@@ -51,6 +51,7 @@ const NAMED: &[(&[&str], &str, Thing)] = &[
     (&["rm"], "names", Thing::Any),
     (&["inspect"], "names", Thing::Any),
     (&["pull"], "images", Thing::Image),
+    (&["checkpoint"], "container", Thing::Container),
     (&["commit"], "container", Thing::Container),
     (&["push"], "images", Thing::Image),
     (&["tag"], "source", Thing::Image),
