@@ -77,7 +77,7 @@ fn everything_is_installed_in_its_place_and_goes_again() {
         assert!(unit.contains(line), "{line} in {unit}");
     }
     let completions = fs::read_to_string(root.join("usr/share/bash-completion/completions/berth")).unwrap();
-    assert!(completions.contains("doctor"));
+    assert!(completions.contains("_clap_complete_berth"));
     let config = root.join("etc/berth/config.toml");
     let check = Command::new(env!("CARGO_BIN_EXE_berthd"))
         .arg("--config")

@@ -16,9 +16,13 @@ pub(crate) struct Block {
     pub(crate) text: String,
 }
 
-/// The pages: the README, and all that the book's table of contents lists, in its order.
+/// The pages: the README, and all that the book's table of contents lists, in its order. None where the tests run without their
+/// sources, as on the second machine.
 pub(crate) fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if !root.join("README.md").exists() {
+        return Vec::new();
+    }
     let contents = std::fs::read_to_string(root.join("docs/SUMMARY.md")).expect("docs/SUMMARY.md");
     let listed = contents.lines().filter_map(|line| line.split_once("](")?.1.strip_suffix(')'));
     let listed = listed.map(|name| root.join("docs").join(name));
