@@ -13,6 +13,7 @@ mod update;
 pub mod usage;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs;
 
@@ -62,15 +63,28 @@ impl Mode {
         }
     }
 
-    /// The directories in which hierarchies are mounted: the one of v2, or each of v1 and the v2 beside them.
+    /// The directories in which hierarchies are mounted: the one of v2, or each of v1 and the v2 beside them. They are looked for
+    /// once: to resolve each of v1's costs some 70 system calls, and each container asks several times.
     fn hierarchies(self) -> Vec<PathBuf> {
-        let root = PathBuf::from(ROOT);
+        static V1: OnceLock<Vec<PathBuf>> = OnceLock::new();
         if self == Self::Unified {
-            return vec![root];
+            return vec![PathBuf::from(ROOT)];
         }
+        if let Some(found) = V1.get() {
+            return found.clone();
+        }
+        let found = Self::mounted_v1();
+        // None yet, as on a machine that is just starting: the next call looks again.
+        if !found.is_empty() {
+            let _ = V1.set(found.clone());
+        }
+        found
+    }
+
+    fn mounted_v1() -> Vec<PathBuf> {
         let mut found: Vec<PathBuf> = Vec::new();
         let mut seen = std::collections::HashSet::new();
-        for entry in std::fs::read_dir(&root).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(ROOT).into_iter().flatten().flatten() {
             // Controllers mounted together (cpu,cpuacct) are reached by several names: links to one directory.
             let Ok(path) = entry.path().canonicalize() else { continue };
             if path.join("cgroup.procs").exists() && seen.insert(path.clone()) {

@@ -30,6 +30,7 @@ use crate::selinux;
 use crate::stage::{self, Runtime, Stage};
 use crate::status::{Code, Failure};
 use crate::sys;
+use crate::systemd::Scope;
 use crate::userns::OfContainer;
 
 /// The umask of processes whose specification has none: not that of whoever started the daemon.
@@ -48,8 +49,6 @@ pub(crate) struct Restrictions {
 /// What was found out on the way.
 #[derive(Debug)]
 pub(crate) struct Adapted {
-    /// Whether systemd makes the cgroup.
-    pub(crate) uses_systemd: bool,
     pub(crate) restrictions: Restrictions,
     /// Rules that libcontainer does not enforce: those of cgroup v2.
     pub(crate) devices: Vec<LinuxDeviceCgroup>,
@@ -90,11 +89,7 @@ pub(crate) fn spec(
     check_mounts(&spec, bundle)?;
     selinux::check(&spec)?;
     let root = spec.root().as_ref().map_or_else(|| bundle.join("rootfs"), |root| bundle.join(root.path()));
-    // The systemd driver's form: slice:prefix:name.
-    let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
-    let uses_systemd =
-        cgroups_path.as_ref().is_some_and(|path| !path.is_absolute() && path.to_string_lossy().contains(':'));
-    if let Some(path) = cgroups_path.filter(|path| path.is_absolute()) {
+    if let Some(path) = place(&mut spec)? {
         let failed =
             |error: io::Error| Failure::doing(&format!("making the cgroup {}", path.display()), &error);
         if cgroup::unified() {
@@ -153,7 +148,25 @@ pub(crate) fn spec(
         fs::write(hooks_mark(bundle), "")
             .map_err(|error| Failure::doing("noting that there are hooks", &error))?;
     }
-    Ok(Adapted { uses_systemd, restrictions, devices, namespaces })
+    Ok(Adapted { restrictions, devices, namespaces })
+}
+
+/// Where the container's cgroup is to be, as an absolute path below the hierarchies, if the specification says. Where systemd makes
+/// it, it is made now, with the caller in it.
+pub(crate) fn place(spec: &mut Spec) -> Result<Option<PathBuf>, Failure> {
+    let Some(mut path) = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()) else {
+        return Ok(None);
+    };
+    if let Some(named) = path.to_str().and_then(Scope::parse) {
+        path = named.cgroup();
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_cgroups_path(Some(path.clone()));
+        }
+    }
+    if let Some(scope) = Scope::of(&path) {
+        scope.enter()?;
+    }
+    Ok(path.is_absolute().then_some(path))
 }
 
 /// Opens the namespaces that are to be joined, and names the descriptors in place of the paths.

@@ -26,6 +26,7 @@ use crate::stage::{self, Stage};
 use crate::status::Failure;
 use crate::stdio;
 use crate::sys;
+use crate::systemd;
 use crate::trace;
 use crate::userns::OfContainer;
 
@@ -93,12 +94,8 @@ fn create(creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
             };
         }
     }
-    let container: Container = builder
-        .as_init(&creation.bundle)
-        .with_systemd(adapted.uses_systemd)
-        .with_detach(true)
-        .build()
-        .map_err(failed)?;
+    let container: Container =
+        builder.as_init(&creation.bundle).with_systemd(false).with_detach(true).build().map_err(failed)?;
     drop(adapted.namespaces);
     let pid = container.pid().ok_or_else(|| Failure::internal("libcontainer made no process"))?.as_raw();
     if !adapted.devices.is_empty() {
@@ -175,11 +172,12 @@ pub(crate) fn null() -> io::Result<OwnedFd> {
     Ok(fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
 }
 
-/// Tells the shim which directories are the container's.
+/// Tells the shim which directories are the container's, and systemd the limits in them.
 pub(crate) fn report_cgroup(pid: i32, own: &[(String, String)], reporter: &Reporter) -> Result<(), Failure> {
     let directories = cgroup::directories_of(pid, own)
         .map_err(|error| Failure::doing(&format!("reading the cgroup of process {pid}"), &error))?;
     for directory in directories {
+        systemd::tell_limits(&directory);
         reporter.cgroup(&directory);
     }
     Ok(())

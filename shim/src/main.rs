@@ -48,6 +48,7 @@ mod status;
 mod stdio;
 mod stream;
 mod sys;
+mod systemd;
 mod terminal;
 mod trace;
 mod update;

@@ -18,6 +18,7 @@ use crate::job::Reporter;
 use crate::stage::{self, Runtime};
 use crate::status::{Code, Failure};
 use crate::sys;
+use crate::systemd::Scope;
 
 /// Which binary, and where it keeps its state.
 #[derive(Clone, Debug)]
@@ -44,9 +45,20 @@ impl Binary {
         arguments: &[&str],
         stdio: Option<[Option<OwnedFd>; 3]>,
     ) -> Result<(), Failure> {
+        self.run_with(&[], what, arguments, stdio)
+    }
+
+    /// `global` comes before the command.
+    fn run_with(
+        &self,
+        global: &[&str],
+        what: &str,
+        arguments: &[&str],
+        stdio: Option<[Option<OwnedFd>; 3]>,
+    ) -> Result<(), Failure> {
         let log = self.bundle.join(format!("runtime-{what}.log"));
         let mut command = self.command(&log);
-        command.arg(what).args(arguments);
+        command.args(global).arg(what).args(arguments);
         let inherits = stdio.is_some();
         if let Some([stdin, stdout, stderr]) = stdio {
             let or_null = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
@@ -70,7 +82,15 @@ impl Binary {
     pub(crate) fn create(&self, creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
         let own = cgroup::own_membership().map_err(|error| Failure::doing("reading the cgroup", &error))?;
         let Prepared { mut spec, container, mut stage } = prepare(&creation)?;
-        if stage::mounts(&mut spec, &creation.bundle, &container, &mut stage, Runtime::Binary)? {
+        let mut changed =
+            stage::mounts(&mut spec, &creation.bundle, &container, &mut stage, Runtime::Binary)?;
+        let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+        let scope = cgroups_path.as_deref().and_then(Scope::of);
+        if let (Some(scope), Some(linux)) = (&scope, spec.linux_mut()) {
+            linux.set_cgroups_path(Some(scope.as_cgroups_path().into()));
+            changed = true;
+        }
+        if changed {
             adapt::replace(&spec, &creation.bundle)?;
         }
         let pid_file = self.bundle.join("init.pid");
@@ -87,7 +107,9 @@ impl Binary {
         } else {
             [creation.stdin, creation.stdout, creation.stderr]
         };
-        self.run("create", &arguments, Some(stdio))?;
+        // Later commands know it from the runtime's state.
+        let global: &[&str] = if scope.is_some() { &["--systemd-cgroup"] } else { &[] };
+        self.run_with(global, "create", &arguments, Some(stdio))?;
         let pid = read_pid(&pid_file)?;
         report_cgroup(pid, &own, reporter)?;
         if let Some(listener) = listener {

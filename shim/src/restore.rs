@@ -60,7 +60,9 @@ fn restore(creation: Creation, source: &Source, reporter: &Reporter) -> Result<(
         return Err(Failure::new(Code::FailedPrecondition, message));
     }
     adapt::check_mounts(&spec, &creation.bundle)?;
-    let path = cgroups_path(&spec)?;
+    let path = adapt::place(&mut spec)?.ok_or_else(|| {
+        Failure::new(Code::InvalidArgument, "a container to restore needs a cgroup with an absolute path")
+    })?;
     let directories = cgroup::create(&path).map_err(failed("making the container's cgroup"))?;
     let mounts = spec.mounts().clone().unwrap_or_default();
     if !cgroup::unified() {
@@ -109,13 +111,6 @@ fn restore(creation: Creation, source: &Source, reporter: &Reporter) -> Result<(
     report_cgroup(answer.pid, &own, reporter)?;
     reporter.pid(answer.pid);
     Ok(())
-}
-
-fn cgroups_path(spec: &Spec) -> Result<PathBuf, Failure> {
-    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
-    path.filter(|path| path.is_absolute()).ok_or_else(|| {
-        Failure::new(Code::InvalidArgument, "a container to restore needs a cgroup with an absolute path")
-    })
 }
 
 /// Puts criu, and so all that it restores, into the container's cgroup with its limits.

@@ -9,11 +9,15 @@ use oci_spec::runtime::LinuxResources;
 
 use crate::job::Reporter;
 use crate::status::{Code, Failure};
+use crate::systemd;
 
 /// Applies `resources`, an OCI LinuxResources as JSON.
 pub(crate) fn run(pid: i32, cgroups: &[PathBuf], resources: &[u8], reporter: &Reporter) {
     match apply(pid, cgroups, resources) {
-        Ok(()) => reporter.done(),
+        Ok(()) => {
+            cgroups.iter().for_each(|directory| systemd::tell_limits(directory));
+            reporter.done();
+        }
         Err(failure) => reporter.failed(&failure),
     }
 }

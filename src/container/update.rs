@@ -1,7 +1,7 @@
 //! Changing a container's limits while it is there.
 //!
 //! The cgroup is written by the daemon itself, for whichever runtime made it: limits are files. The specification in the
-//! bundle is written anew for those who read it (verbose status, debuggers).
+//! bundle is written anew for those who read it (verbose status, debuggers). Where systemd makes the cgroups, the shim tells it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,9 +10,10 @@ use super::create::Creation;
 use super::error::Error;
 use super::snapshot::Layout;
 use super::tools::Tools;
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, Cgroup, Driver, Mode};
 use crate::proto::berth::v1::ContainerRecord;
 use crate::proto::runtime::v1::{LinuxContainerConfig, LinuxContainerResources};
+use crate::shim::Shim;
 
 /// Writes what is set of `resources` to the container's cgroup. One that is being created gets it when it is there; one
 /// that has ended has none any more, and that is fine.
@@ -31,18 +32,38 @@ pub(crate) async fn update(
         let _ = creation.await;
     }
     let cgroup = Cgroup::new(tools.host.cgroup, Path::new(&record.cgroups_path));
-    tokio::task::spawn_blocking(move || {
-        if cgroup.exists() {
+    let bundle = layout.bundle.clone();
+    let there = tokio::task::spawn_blocking(move || {
+        let there = cgroup.exists();
+        if there {
             cgroup::update(&cgroup, &resources).map_err(Error::Limits)?;
         }
         let config = layout.bundle.join("config.json");
         if let Err(error) = rewrite(&config, &resources) {
             tracing::debug!(error = crate::error::chain(&error), "writing the specification anew");
         }
-        Ok(())
+        Ok::<_, Error>(there)
     })
     .await
-    .map_err(|_| Error::Interrupted("changing a container's limits"))?
+    .map_err(|_| Error::Interrupted("changing a container's limits"))??;
+    if there && tools.naming.driver() == Driver::Systemd && tools.host.cgroup == Mode::Unified {
+        tell_systemd(&record.id, &bundle).await;
+    }
+    Ok(())
+}
+
+/// systemd writes the limits that it knows when it writes a cgroup anew: it is told of new ones. They are in force whatever comes of it.
+async fn tell_systemd(id: &str, bundle: &Path) {
+    if Shim::calls_another(bundle) {
+        return;
+    }
+    let told = match Shim::connect(id, bundle) {
+        Ok(shim) => shim.limits_changed().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = told {
+        tracing::warn!(container = id, error = crate::error::chain(&error), "telling systemd of new limits");
+    }
 }
 
 /// Puts new limits in the place of old ones, in the CRI's own words: what is not set stays.

@@ -201,6 +201,25 @@ impl Shim {
         }
     }
 
+    /// Has the shim look at the limits in the container's cgroup, which somebody else wrote, and tell systemd. Ours alone knows how.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the container does not run.
+    pub async fn limits_changed(&self) -> Result<(), Error> {
+        // No limit to change.
+        let resources = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
+            value: b"{}".to_vec(),
+            ..Any::default()
+        };
+        let request = api::UpdateTaskRequest {
+            id: self.id.clone(),
+            resources: MessageField::some(resources),
+            ..Default::default()
+        };
+        self.call("Update", ANSWER, |context| self.task.update(context, &request)).await.map(drop)
+    }
+
     /// What the shim knows of its container.
     ///
     /// # Errors

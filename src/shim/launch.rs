@@ -46,6 +46,13 @@ pub struct Launcher {
     filters: Option<PathBuf>,
 }
 
+impl Shim {
+    /// Whether the shim of the container in `bundle` calls another one, a third party's, which holds the container.
+    pub fn calls_another(bundle: &Path) -> bool {
+        bundle.join(ARGUMENTS).exists()
+    }
+}
+
 impl Launcher {
     /// A launcher of the shim program at `program`.
     pub fn new(program: PathBuf) -> Self {

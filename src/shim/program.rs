@@ -39,6 +39,11 @@ struct Opened {
     file: Option<Arc<OwnedFd>>,
 }
 
+/// What systemd tells the daemon about itself (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)). A shim passes its environment
+/// on: runc would take the container for a service that tells systemd when it is ready, and others might speak for the daemon.
+const SERVICE: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
 impl Program {
     /// The program at `path`.
     pub fn new(path: PathBuf) -> Self {
@@ -62,6 +67,9 @@ impl Program {
             None => Command::new(&self.path),
         };
         command.arg0(&self.path).args(arguments);
+        for name in SERVICE {
+            command.env_remove(name);
+        }
         (command, file)
     }
 
@@ -134,6 +142,16 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let (mut command, _file) = program.command(["-c", "true"]);
         assert_eq!(command.status().await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_systemd_told_the_daemon_goes_no_further() {
+        let (command, _file) = Program::new(PathBuf::from("/bin/sh")).command(["-c", "true"]);
+        let without: Vec<_> =
+            command.as_std().get_envs().filter(|(_, value)| value.is_none()).map(|(name, _)| name).collect();
+        for name in SERVICE {
+            assert!(without.contains(&OsStr::new(name)), "{name}");
+        }
     }
 
     #[tokio::test]

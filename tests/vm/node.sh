@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs the installer on a machine that systemd runs: Debian's userland and cloud kernel in QEMU. tests/vm/node-guest.sh is what
-# happens there.
+# happens there, or what GUEST names beside it (pods-guest.sh: pods in systemd's scopes).
 #
 # KERNEL  package of the kernel      (default: what linux-image-cloud-amd64 stands for)
 # MEMORY  MiB (3072)   CPUS (1)      LIMIT  seconds until it is ended (1200)    WORK  where it builds (target/vm)
@@ -37,11 +37,15 @@ fi
 
 root=$work/node.d
 rm -rf "$root"
-mkdir -p "$root/new" "$root/berth" "$root/usr/bin" "$root/etc/systemd/system/multi-user.target.wants"
+mkdir -p "$root/new" "$root/berth" "$root/berth.images" "$root/usr/bin" "$root/etc/systemd/system/multi-user.target.wants"
 for name in berthd berth berth-shim berth-cni; do
     strip --strip-debug -o "$root/berth/$name" "$programs/$name"
 done
-install -m 0755 "$here/node-guest.sh" "$root/node-guest"
+install -m 0755 "$here/${GUEST:-node-guest.sh}" "$root/node-guest"
+"$here/busybox-image.sh" "$root/berth.images/busybox.tar"
+if runc=$(command -v runc); then
+    cp -L "$runc" "$root/usr/bin/runc"
+fi
 # A container's root can't be changed away from the kernel's first file system: systemd starts on another.
 cat >"$root/init" <<'INIT'
 #!/bin/busybox sh
@@ -92,7 +96,7 @@ done
 rm -rf "$root"
 cat "$base" "$work/node.cpio" >"$work/node.initramfs"
 
-timeout --foreground -k 5 "${LIMIT:-1200}" nice -n 10 qemu-system-x86_64 \
+timeout --foreground -k 5 "${LIMIT:-1200}" nice -n "${NICE:-10}" qemu-system-x86_64 \
     -machine q35 -accel tcg,tb-size=512 -cpu max -smp "${CPUS:-1}" -m "${MEMORY:-3072}" \
     -nodefaults -no-user-config -no-reboot -display none -serial stdio \
     -kernel "$kernel/vmlinuz" -initrd "$work/node.initramfs" \

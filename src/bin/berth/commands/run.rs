@@ -81,6 +81,10 @@ pub(crate) struct Run {
     /// Host name (else the name)
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
+    /// Parent of the pod's cgroups: a slice such as mine.slice with the systemd driver, a path such as /mine with cgroupfs (else
+    /// what the daemon's `cgroup.root` says)
+    #[arg(long, value_name = "PARENT")]
+    pub cgroup_parent: Option<String>,
     /// Execute this instead of the image's entrypoint
     #[arg(long, value_name = "COMMAND")]
     pub entrypoint: Option<String>,

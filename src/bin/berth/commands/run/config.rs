@@ -86,6 +86,7 @@ pub(crate) fn pod(run: &Run, settings: &Settings, identity: &Identity) -> PodSan
         labels: labels(settings, identity),
         annotations,
         linux: Some(LinuxPodSandboxConfig {
+            cgroup_parent: run.cgroup_parent.clone().unwrap_or_default(),
             security_context: Some(LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces(settings)),
                 privileged: run.privileged,
