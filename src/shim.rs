@@ -13,6 +13,7 @@
 mod attach;
 mod checkpoint;
 mod client;
+mod criu;
 mod error;
 pub mod events;
 mod exit;
@@ -22,8 +23,9 @@ mod program;
 mod socket;
 
 pub(crate) use attach::{Keyboard, Printed, Screen, attach};
-pub use checkpoint::{CheckpointRequest, Restore};
+pub use checkpoint::CheckpointRequest;
 pub use client::{ExecStdio, Shim, ShimMount, TaskState};
+pub use criu::Restore;
 pub use error::Error;
 pub use exit::{ExitRecord, read_exit_record};
 pub use launch::{Backend, Launcher};

@@ -27,7 +27,8 @@ use crate::cgroup;
 use crate::cwd;
 use crate::filter::{self, Filter};
 use crate::selinux;
-use crate::stage::{self, Runtime, Stage};
+use crate::stage::Stage;
+use crate::staging::{self, Runtime};
 use crate::status::{Code, Failure};
 use crate::sys;
 use crate::systemd::Scope;
@@ -99,8 +100,8 @@ pub(crate) fn spec(
             spec.set_mounts(Some(mounts));
         }
     }
-    stage::mounts(&mut spec, bundle, container, stage, Runtime::Libcontainer)?;
-    selinux::label_mounts(&mut spec);
+    staging::mounts(&mut spec, bundle, container, stage, Runtime::Libcontainer)?;
+    selinux::label_mounts(&mut spec, &root, stage)?;
     let mounts = spec.mounts().clone().unwrap_or_default();
     let Some(process) = spec.process_mut().as_mut() else {
         return Err(Failure::new(Code::InvalidArgument, "config.json has no process"));

@@ -12,42 +12,24 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 use crate::adapt;
 use crate::cgroup;
-use crate::criu::wire::{Asked, Kind, Options};
-use crate::criu::{self, Criu};
+use crate::criu::Criu;
+use crate::criu::request::{DESCRIPTORS, DUMP_LOG, Dump, program};
+use crate::criu::wire::{Kind, Options};
 use crate::job::Reporter;
 use crate::oci::Binary;
-use crate::status::{Code, Failure};
+use crate::status::Failure;
 
-/// Where the container's standard streams led, in the directory of the images: runc's and crun's name for it.
-pub(crate) const DESCRIPTORS: &str = "descriptors.json";
-/// criu's log of a dump.
-const LOG: &str = "dump.log";
 /// Files that are deleted but open are kept up to this size, in bytes.
 const GHOST_MAX: u32 = 256 << 20;
 /// How long the container is held at most for whoever wants its files.
 const HOLD_MAX: Duration = Duration::from_secs(600);
-
-/// What a dump needs to know.
-#[derive(Debug)]
-pub(crate) struct Dump {
-    pub(crate) id: String,
-    pub(crate) bundle: PathBuf,
-    pub(crate) pid: i32,
-    pub(crate) cgroups: Vec<PathBuf>,
-    /// Somebody else froze it.
-    pub(crate) paused: bool,
-    pub(crate) images: PathBuf,
-    pub(crate) work: PathBuf,
-    pub(crate) limit: Option<Duration>,
-    pub(crate) asked: Asked,
-}
 
 /// Dumps, and reports how it went.
 pub(crate) fn run(dump: &Dump, binary: Option<&Binary>, reporter: &Reporter) {
@@ -85,7 +67,7 @@ fn built_in(dump: &Dump) -> Result<(), Failure> {
     let options = Options {
         images: images.as_raw_fd(),
         work: work.as_raw_fd(),
-        log_file: LOG.to_owned(),
+        log_file: DUMP_LOG.to_owned(),
         pid: Some(dump.pid),
         leave_running: !dump.asked.exit,
         root: dump.bundle.join("rootfs").display().to_string(),
@@ -96,7 +78,7 @@ fn built_in(dump: &Dump) -> Result<(), Failure> {
         ..Options::default()
     };
     let keep = [images.as_raw_fd(), work.as_raw_fd()];
-    let criu = Criu::start(&program, dump.work.join(LOG), dump.limit, &keep)?;
+    let criu = Criu::start(&program, dump.work.join(DUMP_LOG), dump.limit, &keep)?;
     criu.run(Kind::Dump, &options, Some(dump.pid), |notice| match notice.script {
         "post-dump" => hold(&dump.asked.hold),
         _ => Ok(()),
@@ -109,7 +91,7 @@ fn by_binary(dump: &Dump, binary: &Binary) -> Result<(), Failure> {
         cgroup::freeze(&dump.cgroups, true)
             .map_err(|error| Failure::doing("freezing the container", &error))?;
     }
-    let result = binary.checkpoint(dump, LOG).and_then(|()| hold(&dump.asked.hold));
+    let result = binary.checkpoint(dump).and_then(|()| hold(&dump.asked.hold));
     if !dump.paused {
         let thawed = cgroup::freeze(&dump.cgroups, false);
         if !dump.asked.exit {
@@ -117,16 +99,6 @@ fn by_binary(dump: &Dump, binary: &Binary) -> Result<(), Failure> {
         }
     }
     result
-}
-
-/// The program asked for, or that in PATH.
-pub(crate) fn program(asked: &str) -> Result<PathBuf, Failure> {
-    if !asked.is_empty() {
-        return Ok(PathBuf::from(asked));
-    }
-    criu::in_path("criu").ok_or_else(|| {
-        Failure::new(Code::FailedPrecondition, "there is no criu in PATH: install the package criu")
-    })
 }
 
 /// Lets the other side look at the container that stands still, until it has enough.

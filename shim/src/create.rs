@@ -22,7 +22,8 @@ use crate::devices;
 use crate::executor::Command;
 use crate::job::Reporter;
 use crate::rootfs::{self, RootfsMount};
-use crate::stage::{self, Stage};
+use crate::stage::Stage;
+use crate::staging;
 use crate::status::Failure;
 use crate::stdio;
 use crate::sys;
@@ -130,7 +131,7 @@ pub(crate) fn prepare(creation: &Creation) -> Result<Prepared, Failure> {
         .map_err(|error| Failure::doing("preparing mounts", &error))?;
     rootfs::mount_all(&creation.rootfs, &root, &mut stage)?;
     if container.there {
-        stage::check_reachable(&root)?;
+        staging::check_reachable(&root)?;
     }
     if let Some(user) = spec.process().as_ref().map(Process::user) {
         let (uid, gid) = container.outside(user.uid(), user.gid());

@@ -4,6 +4,7 @@
 //! of its own it may hang; whoever waits kills it. The kernel lets the tracees of a killed criu go, so none stays stopped; but one that
 //! has criu's code in it at that moment ends by it. So criu is killed at once only while it holds nobody.
 
+pub(crate) mod request;
 pub(crate) mod wire;
 
 use std::io::{self, IoSliceMut};

@@ -44,6 +44,7 @@ mod rootfs;
 mod selinux;
 mod serve;
 mod stage;
+mod staging;
 mod status;
 mod stdio;
 mod stream;

@@ -10,15 +10,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use oci_spec::runtime::Spec;
+
 use crate::adapt;
 use crate::cgroup;
-use crate::checkpoint::Dump;
 use crate::create::{Creation, Prepared, console_listener, console_path, prepare, report_cgroup};
+use crate::criu::request::{DUMP_LOG, Dump, RESTORE_LOG, Source};
 use crate::job::Reporter;
-use crate::stage::{self, Runtime};
+use crate::staging::{self, Runtime};
 use crate::status::{Code, Failure};
 use crate::sys;
 use crate::systemd::Scope;
+
+/// How long what a failed restore left may take to be dead.
+const KILL_WAIT: Duration = Duration::from_secs(2);
 
 /// Which binary, and where it keeps its state.
 #[derive(Clone, Debug)]
@@ -82,21 +87,30 @@ impl Binary {
     pub(crate) fn create(&self, creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
         let own = cgroup::own_membership().map_err(|error| Failure::doing("reading the cgroup", &error))?;
         let Prepared { mut spec, container, mut stage } = prepare(&creation)?;
-        let mut changed =
-            stage::mounts(&mut spec, &creation.bundle, &container, &mut stage, Runtime::Binary)?;
-        let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
-        let scope = cgroups_path.as_deref().and_then(Scope::of);
-        if let (Some(scope), Some(linux)) = (&scope, spec.linux_mut()) {
-            linux.set_cgroups_path(Some(scope.as_cgroups_path().into()));
-            changed = true;
-        }
-        if changed {
+        // Both are done in any case.
+        let scoped = by_systemd(&mut spec);
+        if staging::mounts(&mut spec, &creation.bundle, &container, &mut stage, Runtime::Binary)? || scoped {
             adapt::replace(&spec, &creation.bundle)?;
         }
+        self.make(creation, &own, reporter, |arguments, stdio| {
+            self.run_with(global(scoped), "create", arguments, Some(stdio))
+        })
+    }
+
+    /// Has the first process of a container made by `work`, which gets arguments and standard streams, and reports it.
+    fn make(
+        &self,
+        creation: Creation,
+        own: &[(String, String)],
+        reporter: &Reporter,
+        work: impl FnOnce(&[&str], [Option<OwnedFd>; 3]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let pid_file = self.bundle.join("init.pid");
         let listener = if creation.terminal { Some(console_listener(&creation.bundle)?) } else { None };
         let (bundle, pid_path) = (self.bundle.display().to_string(), pid_file.display().to_string());
-        let console = console_path(&creation.bundle).display().to_string();
+        // A socket's name is short: from the bundle, where the program is run.
+        let console = console_path(&creation.bundle);
+        let console = console.strip_prefix(&self.bundle).unwrap_or(&console).display().to_string();
         let mut arguments = vec!["--bundle", &bundle, "--pid-file", &pid_path];
         if creation.terminal {
             arguments.extend(["--console-socket", &console]);
@@ -107,11 +121,9 @@ impl Binary {
         } else {
             [creation.stdin, creation.stdout, creation.stderr]
         };
-        // Later commands know it from the runtime's state.
-        let global: &[&str] = if scope.is_some() { &["--systemd-cgroup"] } else { &[] };
-        self.run_with(global, "create", &arguments, Some(stdio))?;
+        work(&arguments, stdio)?;
         let pid = read_pid(&pid_file)?;
-        report_cgroup(pid, &own, reporter)?;
+        report_cgroup(pid, own, reporter)?;
         if let Some(listener) = listener {
             let _ = fs::remove_file(console_path(&creation.bundle));
             reporter.terminal(crate::terminal::receive(&listener)?.as_fd());
@@ -125,7 +137,7 @@ impl Binary {
     }
 
     /// Dumps the container, which is frozen. The runtime looks for criu in PATH.
-    pub(crate) fn checkpoint(&self, dump: &Dump, log_name: &str) -> Result<(), Failure> {
+    pub(crate) fn checkpoint(&self, dump: &Dump) -> Result<(), Failure> {
         let log = self.bundle.join("runtime-checkpoint.log");
         let _ = fs::remove_file(&log);
         let mut command = self.command(&log);
@@ -136,32 +148,74 @@ impl Binary {
         command.arg("--image-path").arg(&dump.images).arg("--work-path").arg(&dump.work);
         command.args(["--tcp-established", "--ext-unix-sk", "--file-locks"]);
         command.arg(&dump.id).stdout(Stdio::null()).stderr(Stdio::null());
-        self.find_criu(&mut command, &dump.asked.criu);
-        let ended = bounded(command, dump.limit, &self.path);
-        let said = last_error(&log);
-        let _ = fs::remove_file(&log);
+        self.have_criu(command, &dump.asked.criu, dump.limit, &log, &dump.work.join(DUMP_LOG))
+    }
+
+    /// Makes the container from criu's images. It runs at once.
+    pub(crate) fn restore(
+        &self,
+        creation: Creation,
+        source: &Source,
+        reporter: &Reporter,
+    ) -> Result<(), Failure> {
+        let own = cgroup::own_membership().map_err(|error| Failure::doing("reading the cgroup", &error))?;
+        let Prepared { mut spec, container, mut stage } = prepare(&creation)?;
+        container.refuse("containers of pods with a user namespace can't be restored")?;
+        adapt::check_mounts(&spec, &creation.bundle)?;
+        staging::mounts(&mut spec, &creation.bundle, &container, &mut stage, Runtime::Binary)?;
+        fs::create_dir_all(&source.work)
+            .map_err(|error| Failure::doing("making the directory of criu's log", &error))?;
+        close_connections(&mut spec, &source.work)?;
+        let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+        let scoped = by_systemd(&mut spec);
+        adapt::replace(&spec, &creation.bundle)?;
+        let id = creation.id.clone();
+        let restored = self.make(creation, &own, reporter, |arguments, [stdin, stdout, stderr]| {
+            let log = self.bundle.join("runtime-restore.log");
+            let _ = fs::remove_file(&log);
+            let mut command = self.command(&log);
+            command.args(global(scoped)).args(["restore", "--detach", "--ext-unix-sk", "--file-locks"]);
+            command.arg("--image-path").arg(&source.images).arg("--work-path").arg(&source.work);
+            let or_null = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
+            command.args(arguments).stdin(or_null(stdin)).stdout(or_null(stdout)).stderr(or_null(stderr));
+            self.have_criu(command, &source.criu, source.limit, &log, &source.work.join(RESTORE_LOG))
+        });
+        if restored.is_err() {
+            // What was restored until then, and what the program keeps of it: it may have been killed before it knew.
+            let _ = self.delete(&id);
+            let directories = path.filter(|path| path.is_absolute()).map(|path| cgroup::create(&path));
+            let directories = directories.and_then(Result::ok).unwrap_or_default();
+            if let Some(directory) = cgroup::for_killing(&directories) {
+                cgroup::signal_all(directory, libc::SIGKILL, KILL_WAIT);
+            }
+        }
+        restored
+    }
+
+    /// Runs a command that has criu work, and joins what the two say of a failure.
+    fn have_criu(
+        &self,
+        mut command: Command,
+        criu: &str,
+        limit: Option<Duration>,
+        log: &Path,
+        criu_log: &Path,
+    ) -> Result<(), Failure> {
+        find_criu(&mut command, criu);
+        let ended = bounded(command, limit, &self.path);
+        let said = last_error(log);
+        let _ = fs::remove_file(log);
         let Err(failure) = ended else { return Ok(()) };
-        let criu_log = dump.work.join(log_name);
         let mut message = match failure.code {
             Code::DeadlineExceeded => failure.message,
             _ => said.unwrap_or(failure.message),
         };
-        let errors = crate::criu::last_errors(&criu_log);
+        let errors = crate::criu::last_errors(criu_log);
         if !errors.is_empty() {
             message = format!("{message}: {errors} ({})", criu_log.display());
         }
         let code = if failure.code == Code::Internal { Code::FailedPrecondition } else { failure.code };
         Err(Failure::new(code, message))
-    }
-
-    /// Puts the directory of the criu asked for before the others of PATH.
-    fn find_criu(&self, command: &mut Command, criu: &str) {
-        let Some(directory) = Path::new(criu).parent().filter(|path| path.is_absolute()) else { return };
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let all = std::iter::once(directory.to_owned()).chain(std::env::split_paths(&path));
-        if let Ok(path) = std::env::join_paths(all) {
-            command.env("PATH", path);
-        }
     }
 
     pub(crate) fn delete(&self, id: &str) -> Result<(), Failure> {
@@ -203,7 +257,9 @@ impl Binary {
         fs::write(&spec_file, spec).map_err(|error| failed(&error))?;
         let listener = if terminal { Some(console_listener(directory)?) } else { None };
         let (spec_path, pid_path) = (spec_file.display().to_string(), pid_file.display().to_string());
-        let console = console_path(directory).display().to_string();
+        // A socket's name is short: from the bundle, where the program is run.
+        let console = console_path(directory);
+        let console = console.strip_prefix(&self.bundle).unwrap_or(&console).display().to_string();
         let mut arguments = vec!["--detach", "--process", &spec_path, "--pid-file", &pid_path];
         if terminal {
             arguments.extend(["--tty", "--console-socket", &console]);
@@ -216,6 +272,51 @@ impl Binary {
         reporter.pid(read_pid(&pid_file)?);
         Ok(())
     }
+}
+
+/// Puts the directory of the criu asked for before the others of PATH.
+fn find_criu(command: &mut Command, criu: &str) {
+    let Some(directory) = Path::new(criu).parent().filter(|path| path.is_absolute()) else { return };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = std::iter::once(directory.to_owned()).chain(std::env::split_paths(&path));
+    if let Ok(path) = std::env::join_paths(all) {
+        command.env("PATH", path);
+    }
+}
+
+/// Has criu close connections as it restores them, since the pod has another address. The programs have no option for that, but
+/// hand criu a file of options that an annotation names (runc, `docs/checkpoint-restore.md`; crun knows it as well).
+fn close_connections(spec: &mut Spec, work: &Path) -> Result<(), Failure> {
+    const ANNOTATION: &str = "org.criu.config";
+    let mut annotations = spec.annotations().clone().unwrap_or_default();
+    if annotations.contains_key(ANNOTATION) {
+        return Ok(());
+    }
+    let file = work.join("criu.conf");
+    fs::write(&file, "tcp-close\n")
+        .map_err(|error| Failure::doing(&format!("writing {}", file.display()), &error))?;
+    annotations.insert(ANNOTATION.to_owned(), file.display().to_string());
+    spec.set_annotations(Some(annotations));
+    Ok(())
+}
+
+/// Has systemd make the cgroup where it makes those of its slices: the runtime is then given the path in the driver's own form, and
+/// an option. Later commands know it from the runtime's state.
+fn by_systemd(spec: &mut Spec) -> bool {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+    let scope = path.as_deref().and_then(Scope::of);
+    match (scope, spec.linux_mut()) {
+        (Some(scope), Some(linux)) => {
+            linux.set_cgroups_path(Some(scope.as_cgroups_path().into()));
+            true
+        }
+        _ => false,
+    }
+}
+
+/// What comes before the runtime's command.
+fn global(scoped: bool) -> &'static [&'static str] {
+    if scoped { &["--systemd-cgroup"] } else { &[] }
 }
 
 /// Runs a command in a process group of its own; all of it is killed when the time is over.

@@ -1,5 +1,6 @@
 //! Restores a container from criu's images, in a forked child of the shim.
 //!
+//! An OCI runtime binary has criu do it by itself (`oci`). With the built-in runtime this is how:
 //! The child takes a mount namespace of its own with the root file system, as for any creation, makes the container's cgroup and has
 //! criu run in it: what it restores is born there. The mount table, the PID namespace and all that is in processes come from the
 //! images; namespaces of the pod, mounts from outside and standard streams from the new container. Its specification counts for
@@ -9,42 +10,35 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::adapt;
 use crate::cgroup;
-use crate::checkpoint::{DESCRIPTORS, is_bind, namespace_key, program};
+use crate::checkpoint::{is_bind, namespace_key};
 use crate::create::{Creation, Prepared, null, prepare, report_cgroup};
 use crate::criu::Criu;
+use crate::criu::request::{DESCRIPTORS, RESTORE_LOG, Source, program};
 use crate::criu::wire::{Kind, Options};
 use crate::devices;
 use crate::job::Reporter;
-use crate::stage::{self, Runtime};
+use crate::oci::Binary;
+use crate::staging::{self, Runtime};
 use crate::status::{Code, Failure};
 use crate::sys;
 use crate::update;
 
-/// criu's log of a restore.
-const LOG: &str = "restore.log";
 /// Devices that containers have, in case they were bound from the host's.
 const DEVICES: [&str; 7] =
     ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/console"];
 
-/// What to restore from, and by what.
-#[derive(Debug)]
-pub(crate) struct Source {
-    pub(crate) images: PathBuf,
-    /// For criu's log.
-    pub(crate) work: PathBuf,
-    pub(crate) criu: String,
-    pub(crate) limit: Option<Duration>,
-}
-
 /// Restores, and reports the process as a creation does.
-pub(crate) fn run(creation: Creation, source: &Source, reporter: &Reporter) {
-    match restore(creation, source, reporter) {
+pub(crate) fn run(creation: Creation, source: &Source, binary: Option<&Binary>, reporter: &Reporter) {
+    let result = match binary {
+        None => restore(creation, source, reporter),
+        Some(binary) => binary.restore(creation, source, reporter),
+    };
+    match result {
         Ok(()) => reporter.done(),
         Err(failure) => reporter.failed(&failure),
     }
@@ -55,10 +49,7 @@ fn restore(creation: Creation, source: &Source, reporter: &Reporter) -> Result<(
     let program = program(&source.criu)?;
     let own = cgroup::own_membership().map_err(failed("reading the cgroup"))?;
     let Prepared { mut spec, container, mut stage } = prepare(&creation)?;
-    if container.there {
-        let message = "containers of pods with a user namespace can't be restored";
-        return Err(Failure::new(Code::FailedPrecondition, message));
-    }
+    container.refuse("containers of pods with a user namespace can't be restored")?;
     adapt::check_mounts(&spec, &creation.bundle)?;
     let path = adapt::place(&mut spec)?.ok_or_else(|| {
         Failure::new(Code::InvalidArgument, "a container to restore needs a cgroup with an absolute path")
@@ -69,7 +60,7 @@ fn restore(creation: Creation, source: &Source, reporter: &Reporter) -> Result<(
         let mounts = adapt::cgroup_mounts(mounts, &path).map_err(failed("making the container's cgroup"))?;
         spec.set_mounts(Some(mounts));
     }
-    stage::mounts(&mut spec, &creation.bundle, &container, &mut stage, Runtime::Libcontainer)?;
+    staging::mounts(&mut spec, &creation.bundle, &container, &mut stage, Runtime::Libcontainer)?;
 
     fs::create_dir_all(&source.work).map_err(failed("making the directory of criu's log"))?;
     let open = |path: &Path| {
@@ -80,7 +71,7 @@ fn restore(creation: Creation, source: &Source, reporter: &Reporter) -> Result<(
     let mut options = Options {
         images: images.as_raw_fd(),
         work: work.as_raw_fd(),
-        log_file: LOG.to_owned(),
+        log_file: RESTORE_LOG.to_owned(),
         root: creation.bundle.join("rootfs").display().to_string(),
         mounts: mounts_from_outside(&spec, &creation.bundle, &directories),
         sibling: true,
@@ -94,7 +85,7 @@ fn restore(creation: Creation, source: &Source, reporter: &Reporter) -> Result<(
     let mut keep: Vec<i32> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     keep.extend([images.as_raw_fd(), work.as_raw_fd()]);
 
-    let criu = Criu::start(&program, source.work.join(LOG), source.limit, &keep)?;
+    let criu = Criu::start(&program, source.work.join(RESTORE_LOG), source.limit, &keep)?;
     enter_cgroup(&spec, criu.pid(), &directories)?;
     let answer = criu.run(Kind::Restore, &options, None, |notice| {
         if let ("orphan-pts-master", Some(master)) = (notice.script, notice.fd) {

@@ -1,11 +1,14 @@
 //! The resident part: one thread, one `poll` loop over clients, children, jobs and streams.
 
+mod answer;
 mod attach;
 mod calls;
 mod checkpoint;
 mod container;
+mod execs;
 mod forward;
 mod jobs;
+mod peer;
 mod publish;
 mod readers;
 mod restore;
@@ -28,8 +31,8 @@ use crate::sys;
 use crate::warm::Warm;
 
 use container::{Process, Reply};
-use forward::Foreign;
 use jobs::Running;
+use peer::Foreign;
 use publish::Publisher;
 use readers::Unread;
 use restore::Pending;
@@ -39,6 +42,8 @@ const CONNECTIONS_MAX: usize = 64;
 /// Ends when there was nothing to do and nobody connected for so long.
 const ORPHANED_MAX: Duration = Duration::from_secs(120);
 
+/// How long a Kill of everything waits for everybody to be dead.
+const KILL_WAIT: Duration = Duration::from_millis(50);
 /// Milliseconds without anything to do after which memory is given back: no call waits for that.
 const TIDY_AFTER: i32 = 50;
 

@@ -12,6 +12,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceType, Spec};
 
+use crate::status::{Code, Failure};
 use crate::sys::{self, Fork};
 
 /// The kernel takes no more ranges in one map (user_namespaces(7), "Defining user and group ID mappings").
@@ -104,6 +105,11 @@ impl OfContainer {
 }
 
 impl OfContainer {
+    /// Refuses what can't be done with a namespace.
+    pub(crate) fn refuse(&self, message: &str) -> Result<(), Failure> {
+        if self.there { Err(Failure::new(Code::FailedPrecondition, message)) } else { Ok(()) }
+    }
+
     /// A user and group of the container as they are outside of it.
     pub(crate) fn outside(&self, uid: u32, gid: u32) -> (u32, u32) {
         if self.there { self.maps.host(uid, gid).unwrap_or((uid, gid)) } else { (uid, gid) }

@@ -20,7 +20,6 @@
 //! | `dump.log`, `stats-dump` | what criu did, and how long it took |
 
 mod archive;
-mod criu;
 mod description;
 mod error;
 
@@ -36,7 +35,6 @@ use super::tools::{Handler, Tools};
 use crate::proto::runtime::v1::PodSandboxConfig;
 use crate::shim::{Backend, CheckpointRequest, Shim};
 
-pub use criu::{CheckpointOptions, CheckpointState};
 pub use error::Error;
 
 /// How long criu may take when the request does not say.

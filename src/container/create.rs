@@ -17,7 +17,6 @@ use super::error::Error;
 use super::restore::{self, Origin};
 use super::snapshot::{ContainerSnapshot, Layout, log_path};
 use super::spec::{self, IdMaps, NamespacePaths, PodFiles, SpecInput};
-use super::start::RESTORE;
 use super::tools::{Surroundings, Tools};
 use super::{end_without_shim, remove, volumes};
 use crate::cdi;
@@ -172,8 +171,8 @@ async fn make_recorded(
             if let Some(origin) = origin {
                 let images = origin.settle(&layout, &layers.root, tools.images.limits())?;
                 let work = layout.bundle.join("criu");
-                prepared.restore =
-                    Some(Restore { images, work, criu: tools.checkpoint.program()?, limit: RESTORE });
+                let criu = tools.checkpoint.program().map_err(super::checkpoint::Error::from)?;
+                prepared.restore = Some(Restore { images, work, criu, limit: restore::LIMIT });
             }
             if final_spec {
                 write_bundle(&layout.bundle, &prepared.spec)?;

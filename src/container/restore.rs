@@ -13,17 +13,19 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::checkpoint::{Error, IMAGES};
 use super::snapshot::Layout;
-use super::tools::{Surroundings, Tools};
+use super::tools::{Restores, Surroundings, Tools};
 use crate::image::Image;
 use crate::image::unpack::{self, Limits};
-use crate::shim::Backend;
 
+/// How long criu may take to restore a container.
+pub(super) const LIMIT: Duration = Duration::from_secs(600);
 /// Largest of the small files, in bytes.
 const SMALL: u64 = 16 << 20;
 /// Most names that a checkpoint may say are gone.
@@ -73,8 +75,8 @@ pub(crate) async fn find(
     }
     // Says so before anything is done.
     tools.checkpoint.program()?;
-    if pod.handler.backend != Backend::BuiltIn {
-        return Err(Error::Handler(pod.handler.name.clone()));
+    if let Restores::No { why } = &pod.handler.restores {
+        return Err(Error::Handler { name: pod.handler.name.clone(), why: why.clone() });
     }
     if pod.user.is_some() {
         return Err(Error::UserNamespace);

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use super::create::Creation;
 use super::error::Error;
+use super::restore;
 use crate::shim::Shim;
 
-/// How long a container may take to be restored.
-pub(super) const RESTORE: Duration = Duration::from_secs(600);
 /// What its shim may take beside criu's time.
 const AROUND: Duration = Duration::from_secs(60);
 
@@ -22,7 +21,7 @@ pub(crate) async fn start(id: &str, shim: &Shim, creation: Creation) -> Result<u
     let failed = |error| cannot(Arc::new(error));
     if pid == 0 {
         // To be restored: there is no process before that, and reading its memory takes its time.
-        return shim.start_within("", RESTORE + AROUND).await.map_err(failed);
+        return shim.start_within("", restore::LIMIT + AROUND).await.map_err(failed);
     }
     shim.start("").await.map_err(failed)?;
     Ok(pid)

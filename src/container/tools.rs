@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::checkpoint::CheckpointOptions;
+use super::criu::CheckpointOptions;
 use super::snapshot::Layout;
 use super::spec::{self, HandlerOptions};
 use crate::cdi;
@@ -23,8 +23,28 @@ pub struct Handler {
     pub backend: Backend,
     /// Whether a pod begins with a container that stands for its sandbox.
     pub sandbox: bool,
+    /// Whether it makes containers from checkpoints.
+    pub restores: Restores,
     /// What specifications may hold.
     pub options: HandlerOptions,
+}
+
+/// Whether a handler makes containers from checkpoints.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Restores {
+    /// Where criu is on the node.
+    Yes,
+    /// Never.
+    No {
+        /// As its program says it.
+        why: String,
+    },
+}
+
+impl Default for Restores {
+    fn default() -> Self {
+        Self::No { why: "it does not say that it can".to_owned() }
+    }
 }
 
 /// The rooms below, and where things are kept.

@@ -8,83 +8,30 @@
 //! device 0/0 is `.wh.NAME`, an opaque directory has `.wh..wh..opq`. A file that shrinks while it is read is filled with zeros, one
 //! that grows is cut: the archive stays whole.
 
+mod error;
+mod format;
+mod node;
+
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{self, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{self, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::owners::Owners;
 use super::unpack::Limits;
-use crate::error::Kind;
+use node::{Node, Xattrs, is_virtual};
+
+pub use error::Error;
 
 /// Directories below one another: each takes a descriptor while it is open.
 const DEEPEST: usize = 512;
-/// Extended attributes of one file: as many bytes as the kernel lists (XATTR_LIST_MAX) and keeps in one (XATTR_SIZE_MAX).
-const XATTR_LIMIT: usize = 64 << 10;
 /// Files are read in pieces of this size.
 const BUFFER: usize = 128 << 10;
-/// Longest name that a header holds by itself.
-const SHORT: usize = 100;
-
-/// Why a directory can't be packed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// One of its files.
-    #[error("{what} {path:?}")]
-    File {
-        /// What was tried.
-        what: &'static str,
-        /// On what, below the directory.
-        path: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The archive's other end.
-    #[error("writing the archive")]
-    Write(#[source] io::Error),
-    /// More than the bounds of a layer allow.
-    #[error("there are more than {limit} {what}")]
-    TooMuch {
-        /// Files, bytes or levels.
-        what: &'static str,
-        /// How many may be.
-        limit: u64,
-    },
-    /// Only readable through the mounted overlay.
-    #[error("{path:?} is kept as a reference to a layer below ({mark}), which can't be packed")]
-    Reference {
-        /// The file.
-        path: String,
-        /// The attribute that says so.
-        mark: &'static str,
-    },
-    /// Nobody waits any more.
-    #[error("the work was given up")]
-    Stopped,
-}
-
-impl Error {
-    /// Whether it was the archive's other end that failed.
-    pub fn is_cut_off(&self) -> bool {
-        matches!(self, Error::Write(_))
-    }
-
-    /// The kind of failure.
-    pub(crate) fn kind(&self) -> Kind {
-        match self {
-            Error::TooMuch { .. } => Kind::ResourceExhausted,
-            Error::Reference { .. } => Kind::FailedPrecondition,
-            Error::Stopped => Kind::Cancelled,
-            Error::File { .. } | Error::Write(_) => Kind::Internal,
-        }
-    }
-}
-
 /// What to pack, and how much at most.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds<'a> {
@@ -100,21 +47,6 @@ pub(crate) struct Bounds<'a> {
 
 /// Whom the kernel shows for those who have no number (Documentation/admin-guide/sysctl/fs.rst, "overflowuid").
 const NOBODY: u32 = 65534;
-
-/// File systems that hold nothing of their own, by the magic numbers of linux/magic.h: proc, sysfs, devpts, cgroup, cgroup2, mqueue,
-/// debugfs, tracefs, securityfs, bpf.
-const VIRTUAL: [i64; 10] = [
-    0x9fa0,
-    0x6265_6572,
-    0x1cd1,
-    0x0027_e0eb,
-    0x6367_7270,
-    0x1980_0202,
-    0x6462_6720,
-    0x7472_6163,
-    0x7363_6673,
-    0xcafe_4a11,
-];
 
 /// Writes what is in `directory` (not the directory itself) as a tar archive with its end.
 pub(crate) fn directory<W: Write>(directory: OwnedFd, writer: W, bounds: Bounds<'_>) -> Result<W, Error> {
@@ -181,78 +113,6 @@ struct Packer<'a, W> {
     bytes: u64,
     /// Takes what would be marks.
     hidden: Option<Hidden>,
-}
-
-/// Extended attributes: names and values.
-type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
-
-/// One thing, opened as nothing but itself.
-struct Node {
-    fd: OwnedFd,
-    stat: Stat,
-    kind: FileType,
-}
-
-impl Node {
-    fn open(directory: BorrowedFd<'_>, name: &CString) -> Result<Self, Errno> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(directory, name.as_c_str(), flags, Mode::empty())?;
-        let stat = fs::fstat(&fd)?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        Ok(Self { fd, stat, kind })
-    }
-
-    /// The same thing by its link in /proc: what a path descriptor itself is not allowed.
-    fn path(&self) -> String {
-        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
-    }
-
-    fn reopen(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
-        fs::open(self.path(), flags | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
-    }
-
-    fn xattr(&self, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
-        let mut value = vec![0; XATTR_LIMIT];
-        match fs::getxattr(self.path(), name, value.as_mut_slice()) {
-            Ok(length) => {
-                value.truncate(length);
-                Ok(Some(value))
-            }
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// All attributes but those that the next file system gives by itself.
-    fn xattrs(&self) -> Result<Xattrs, Errno> {
-        if !matches!(self.kind, FileType::RegularFile | FileType::Directory) {
-            return Ok(Vec::new());
-        }
-        let mut list = vec![0; XATTR_LIMIT];
-        let length = match fs::listxattr(self.path(), list.as_mut_slice()) {
-            Err(Errno::OPNOTSUPP) => 0,
-            length => length?,
-        };
-        list.truncate(length);
-        let mut found = Vec::new();
-        for name in list.split(|byte| *byte == 0).filter(|name| is_kept(name)) {
-            if let Some(value) = self.xattr(name)? {
-                found.push((name.to_vec(), value));
-            }
-        }
-        found.sort();
-        Ok(found)
-    }
-}
-
-fn is_virtual(directory: &OwnedFd) -> bool {
-    fs::fstatfs(directory).is_ok_and(|stat| VIRTUAL.contains(&stat.f_type))
-}
-
-/// Capabilities and what programs set. Labels of the host's security modules are the host's, ACLs ride on `system.`.
-fn is_kept(name: &[u8]) -> bool {
-    let ours = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
-    !ours && (name == b"security.capability" || name.starts_with(b"user.") || name.starts_with(b"trusted."))
 }
 
 impl<W: Write> Packer<'_, W> {
@@ -464,47 +324,20 @@ impl<W: Write> Packer<'_, W> {
         self.write(header, path, link, xattrs, size)
     }
 
-    /// Writes a header, before it what does not fit into one (pax, "Extended Header").
+    /// Writes a header, before it what does not fit into one.
     fn write(
         &mut self,
-        mut header: tar::Header,
+        header: tar::Header,
         path: &[u8],
         link: &[u8],
         xattrs: Xattrs,
         size: u64,
     ) -> Result<(), Error> {
-        let mut records = Vec::new();
-        if path.len() > SHORT {
-            record(&mut records, b"path", path);
-        }
-        if link.len() > SHORT {
-            record(&mut records, b"linkpath", link);
-        }
-        for (name, value) in xattrs {
-            record(&mut records, &[b"SCHILY.xattr.", name.as_slice()].concat(), &value);
-        }
-        if !records.is_empty() {
-            let mut extended = tar::Header::new_ustar();
-            extended.set_entry_type(tar::EntryType::XHeader);
-            extended.set_mode(0o644);
-            extended.set_mtime(0);
-            extended.set_size(records.len() as u64);
-            name(&mut extended.as_old_mut().name, b"pax");
-            extended.set_cksum();
-            self.writer.write_all(extended.as_bytes()).map_err(Error::Write)?;
-            self.writer.write_all(&records).map_err(Error::Write)?;
-            self.pad(records.len() as u64)?;
-        }
-        name(&mut header.as_old_mut().name, path);
-        name(&mut header.as_old_mut().linkname, link);
-        header.set_size(size);
-        header.set_cksum();
-        self.writer.write_all(header.as_bytes()).map_err(Error::Write)
+        self.writer.write_all(&format::header(header, path, link, xattrs, size)).map_err(Error::Write)
     }
 
     fn pad(&mut self, size: u64) -> Result<(), Error> {
-        let padding = usize::try_from((512 - size % 512) % 512).unwrap_or_default();
-        self.writer.write_all([0; 512].get(..padding).unwrap_or_default()).map_err(Error::Write)
+        self.writer.write_all(format::padding(size)).map_err(Error::Write)
     }
 
     /// Two blocks of zeros end an archive.
@@ -512,26 +345,6 @@ impl<W: Write> Packer<'_, W> {
         self.writer.write_all(&[0; 1024]).map_err(Error::Write)?;
         Ok(self.writer)
     }
-}
-
-fn name(field: &mut [u8], text: &[u8]) {
-    for (to, from) in field.iter_mut().zip(text) {
-        *to = *from;
-    }
-}
-
-/// `LENGTH KEY=VALUE\n`, where the length counts itself.
-fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
-    let rest = key.len() + value.len() + 3;
-    let mut length = rest + 1;
-    while length != rest + length.to_string().len() {
-        length = rest + length.to_string().len();
-    }
-    records.extend_from_slice(format!("{length} ").as_bytes());
-    records.extend_from_slice(key);
-    records.push(b'=');
-    records.extend_from_slice(value);
-    records.push(b'\n');
 }
 
 fn failed(what: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Error + use<> {
@@ -582,16 +395,6 @@ mod tests {
             (path, (kind, mode, link, content))
         });
         entries.collect()
-    }
-
-    #[test]
-    fn records_count_themselves() {
-        let mut records = Vec::new();
-        record(&mut records, b"path", &[b'x'; 89]);
-        assert!(records.starts_with(b"98 path=xx") && records.len() == 98);
-        records.clear();
-        record(&mut records, b"path", &[b'x'; 91]);
-        assert!(records.starts_with(b"101 path=xx") && records.len() == 101);
     }
 
     #[test]

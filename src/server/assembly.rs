@@ -192,7 +192,7 @@ fn pod_options(
     let program = shim_program(config.shim.as_deref())?;
     let mut host = host(config.selinux);
     host.no_user_namespaces = shim::user_namespaces(&program, &config.root, &config.state);
-    let able = |name: &str| able.get(name).copied().unwrap_or_default();
+    let able = |name: &str| able.get(name).cloned().unwrap_or_default();
     let asked = |name: &str| config.runtime_options.get(name).copied().unwrap_or_default();
     let handlers = config.runtimes.iter().map(|(name, runtime)| crate::container::Handler {
         name: name.clone(),
@@ -206,6 +206,7 @@ fn pod_options(
             },
         },
         sandbox: matches!(runtime, Runtime::Shim { sandbox: true, .. }),
+        restores: able(name).restores,
         options: HandlerOptions {
             recursive_read_only_mounts: able(name).recursive_read_only_mounts,
             user_namespaces: able(name).user_namespaces,

@@ -15,6 +15,7 @@ use containerd_shim_protos::types::introspection::RuntimeInfo;
 use serde_json::Value;
 
 use crate::config::Runtime;
+use crate::container::Restores;
 
 /// How long a program may take: some start a virtual machine's tools first.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -22,12 +23,14 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 const LENGTH_MAX: u64 = 1 << 20;
 
 /// What a handler can do.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Abilities {
     /// Mounts that are read-only with all that is mounted below them (KEP-3857).
     pub(super) recursive_read_only_mounts: bool,
     /// Pods with a user namespace, their volumes mapped (KEP-127), where the kernel has all that this needs.
     pub(super) user_namespaces: bool,
+    /// Containers from checkpoints.
+    pub(super) restores: Restores,
 }
 
 /// Asks all handlers at once.
@@ -54,17 +57,22 @@ fn of(name: &str, runtime: &Runtime) -> Abilities {
         Ok(features) => abilities(&features, has_mount_setattr(), matches!(runtime, Runtime::Oci { .. })),
         Err(error) => {
             tracing::info!(handler = name, error, "does not tell its features: none is assumed");
-            Abilities::default()
+            Abilities { restores: Restores::No { why: error }, ..Abilities::default() }
         }
     }
 }
 
 /// What the linked-in runtime can do on this kernel.
 fn built_in() -> Abilities {
-    Abilities { recursive_read_only_mounts: has_mount_setattr(), user_namespaces: true }
+    Abilities {
+        recursive_read_only_mounts: has_mount_setattr(),
+        user_namespaces: true,
+        restores: Restores::Yes,
+    }
 }
 
-fn abilities(features: &Value, recursive: bool, mapped: bool) -> Abilities {
+/// `program`: it is an OCI runtime, which our own shim calls.
+fn abilities(features: &Value, recursive: bool, program: bool) -> Abilities {
     let lists = |pointer: &str, wanted: &str| {
         features
             .pointer(pointer)
@@ -73,7 +81,25 @@ fn abilities(features: &Value, recursive: bool, mapped: bool) -> Abilities {
     };
     Abilities {
         recursive_read_only_mounts: recursive && lists("/mountOptions", "rro"),
-        user_namespaces: mapped && lists("/linux/namespaces", "user"),
+        user_namespaces: program && lists("/linux/namespaces", "user"),
+        restores: restores(features, program),
+    }
+}
+
+/// An OCI runtime tells by an annotation whether it was built to call criu: runc's is `org.opencontainers.runc.checkpoint.enabled`
+/// (opencontainers/runc, `types/features`), crun's `run.oci.crun.checkpoint.enabled`.
+fn restores(features: &Value, program: bool) -> Restores {
+    if !program {
+        return Restores::No { why: "other shims are not asked to".to_owned() };
+    }
+    let told = features
+        .get("annotations")
+        .and_then(Value::as_object)
+        .and_then(|annotations| annotations.iter().find(|(name, _)| name.ends_with(".checkpoint.enabled")));
+    match told {
+        Some((_, value)) if value == "true" => Restores::Yes,
+        Some((name, value)) => Restores::No { why: format!("its features say {name}={value}") },
+        None => Restores::No { why: "its features have no annotation checkpoint.enabled".to_owned() },
     }
 }
 
@@ -151,10 +177,21 @@ mod tests {
 
     #[test]
     fn a_feature_needs_both_runtime_and_kernel() {
-        let all = Abilities { recursive_read_only_mounts: true, user_namespaces: true };
-        assert_eq!(abilities(&document(), true, true), all);
-        assert_eq!(abilities(&document(), false, false), Abilities::default());
-        assert_eq!(abilities(&json!({}), true, true), Abilities::default());
+        let both = |able: &Abilities| (able.recursive_read_only_mounts, able.user_namespaces);
+        assert_eq!(both(&abilities(&document(), true, true)), (true, true));
+        assert_eq!(both(&abilities(&document(), false, false)), (false, false));
+        assert_eq!(both(&abilities(&json!({}), true, true)), (false, false));
+    }
+
+    #[test]
+    fn who_restores_says_so_himself() {
+        let of = |annotations: Value, program| restores(&json!({ "annotations": annotations }), program);
+        let runc = json!({"org.opencontainers.runc.checkpoint.enabled": "true"});
+        assert_eq!(of(runc.clone(), true), Restores::Yes);
+        assert!(matches!(of(runc, false), Restores::No { .. }), "a shim that runs it");
+        let crun = of(json!({"run.oci.crun.checkpoint.enabled": "false"}), true);
+        assert!(matches!(crun, Restores::No { why } if why.contains("run.oci.crun.checkpoint.enabled=")));
+        assert!(matches!(restores(&json!({}), true), Restores::No { .. }));
     }
 
     #[test]
@@ -178,6 +215,6 @@ mod tests {
             ("a".to_owned(), Runtime::Oci { path: silent, root: "/".into() }),
             ("b".to_owned(), Runtime::Oci { path: directory.path().join("missing"), root: "/".into() }),
         ]);
-        assert!(ask(&runtimes).values().all(|one| *one == Abilities::default()));
+        assert!(ask(&runtimes).values().all(|one| !one.user_namespaces && one.restores != Restores::Yes));
     }
 }

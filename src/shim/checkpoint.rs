@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use prost::Message as _;
 
 use super::client::Shim;
+use super::criu::{Options, nanoseconds};
 use super::error::Error;
 
 /// What a shim may take beside criu's own time: to hold the container for its files, and to say what went wrong.
@@ -27,65 +26,6 @@ pub struct CheckpointRequest {
     pub hold: PathBuf,
     /// How long criu may take.
     pub limit: Duration,
-}
-
-/// containerd's `runc.v1.CheckpointOptions`, and fields of ours (from 1001), which other shims pass over.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Options {
-    #[prost(bool, tag = "2")]
-    open_tcp: bool,
-    #[prost(bool, tag = "3")]
-    external_unix_sockets: bool,
-    #[prost(bool, tag = "5")]
-    file_locks: bool,
-    #[prost(string, tag = "9")]
-    work_path: String,
-    #[prost(string, tag = "1001")]
-    criu: String,
-    #[prost(string, tag = "1002")]
-    hold: String,
-    #[prost(uint64, tag = "1003")]
-    limit: u64,
-}
-
-/// What a container is to be restored from.
-#[derive(Clone, Debug)]
-pub struct Restore {
-    /// Directory of criu's images.
-    pub images: PathBuf,
-    /// Directory of criu's log; made if it is not there.
-    pub work: PathBuf,
-    /// The criu program.
-    pub criu: PathBuf,
-    /// How long criu may take.
-    pub limit: Duration,
-}
-
-impl Restore {
-    /// Path and options of a Create request.
-    pub(super) fn message(&self) -> (String, Any) {
-        let options = Options {
-            work_path: self.work.to_string_lossy().into_owned(),
-            criu: self.criu.to_string_lossy().into_owned(),
-            limit: nanoseconds(self.limit),
-            ..Options::default()
-        };
-        (self.images.to_string_lossy().into_owned(), options.into_any())
-    }
-}
-
-fn nanoseconds(limit: Duration) -> u64 {
-    u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)
-}
-
-impl Options {
-    fn into_any(self) -> Any {
-        Any {
-            type_url: "containerd.runc.v1.CheckpointOptions".to_owned(),
-            value: self.encode_to_vec(),
-            ..Default::default()
-        }
-    }
 }
 
 impl Shim {

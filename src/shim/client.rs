@@ -12,7 +12,7 @@ use tracing::{Instrument as _, Span};
 use ttrpc::asynchronous::Client;
 use ttrpc::context::{self, Context};
 
-use super::checkpoint::Restore;
+use super::criu::Restore;
 use super::error::Error;
 use super::socket;
 use crate::telemetry::{TRACEPARENT, traceparent};

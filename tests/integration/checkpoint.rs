@@ -36,6 +36,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         what_can_not_be_restored,
         by_the_client,
         by_runc,
+        by_runc_a_container_goes_on,
+        by_runc_a_terminal_goes_on,
+        by_a_program_without_criu,
         what_criu_refuses,
         a_full_disk,
         requests_that_can_not_be,
@@ -325,6 +328,104 @@ async fn by_runc(world: &mut World) {
     no_work_left(world);
 }
 
+async fn by_runc_a_container_goes_on(world: &mut World) {
+    if !real(world) {
+        return;
+    }
+    let (_, id) = counter(world, "runc", "runc").await;
+    world.sh(&id, "echo new > /new; rm /etc/group").await;
+    let before = count(world, &id).await;
+    let location = world.disk.join("checkpoint.tar");
+    checkpoint(world, &id, &location, 60).await.unwrap();
+    world.stop_container(&id, 0).await.unwrap();
+    let pod = world.pod("restored");
+    let pod_id = world.run_pod_with(&pod, "runc").await.unwrap();
+    let config = container("restored", location.to_str().unwrap(), &[]);
+    let id = world.launch(&pod_id, &pod, &config).await.unwrap();
+    counts_on(world, &id).await;
+    assert!(count(world, &id).await > before);
+    let deadline = within(20);
+    while world.log_text(&pod, &config).is_empty() {
+        assert!(std::time::Instant::now() < deadline, "it logs nothing");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let first = world.log(&pod, &config).remove(0).text;
+    let first: u64 = first.strip_prefix("line ").unwrap().parse().unwrap();
+    assert!(first >= before, "the log begins with line {first}, the checkpoint was made at {before}");
+    assert_eq!(world.sh(&id, "cat /new; ls /etc/group 2>/dev/null || true").await, "new");
+    let address = world.address(&pod_id).await;
+    assert!(world.sh(&id, "ip addr").await.contains(&address), "the pod's network is its own");
+    world.crash_and_restart().await;
+    counts_on(world, &id).await;
+    checkpoint(world, &id, &world.disk.join("again.tar"), 60).await.unwrap();
+    counts_on(world, &id).await;
+    world.stop_container(&id, 0).await.unwrap();
+    let status = world.wait_exit(&id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
+    // What can't be restored is told in criu's words, and nothing of it is left.
+    let pod = world.pod("fails");
+    let pod_id = world.run_pod_with(&pod, "runc").await.unwrap();
+    program(world, "exit 1");
+    let id = world.create(&pod_id, &pod, &container("fails", location.to_str().unwrap(), &[])).await.unwrap();
+    assert_code(world.start_container(&id).await, Code::FailedPrecondition);
+    assert_eq!(world.status(&id).await.unwrap().state, i32::from(ContainerState::ContainerExited));
+    program(world, "exec sleep 98764");
+    let id = world.create(&pod_id, &pod, &container("never", location.to_str().unwrap(), &[])).await.unwrap();
+    assert_eq!(world.status(&id).await.unwrap().state, i32::from(ContainerState::ContainerCreated));
+    world.remove_container(&id).await.unwrap();
+    assert!(!still_runs("98764"));
+}
+
+async fn by_runc_a_terminal_goes_on(world: &mut World) {
+    if !real(world) {
+        return;
+    }
+    let pod = world.pod("terminal");
+    let pod_id = world.run_pod_with(&pod, "runc").await.unwrap();
+    let image = world.image("web").await;
+    let line = "touch /started; while [ ! -e /go ]; do sleep 0.1; done; echo went on; sleep 100000";
+    let mut config = script("terminal", &image, line);
+    config.tty = true;
+    let id = world.launch(&pod_id, &pod, &config).await.unwrap();
+    let deadline = within(20);
+    while world.exec_sync(&id, &["test", "-e", "/started"], 10).await.unwrap().exit_code != 0 {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let location = world.disk.join("checkpoint.tar");
+    checkpoint(world, &id, &location, 60).await.unwrap();
+    world.stop_container(&id, 0).await.unwrap();
+    let mut restored = container("restored", location.to_str().unwrap(), &[]);
+    restored.tty = true;
+    let id = world.launch(&pod_id, &pod, &restored).await.unwrap();
+    world.sh(&id, "touch /go").await;
+    let deadline = within(20);
+    while !world.log_text(&pod, &restored).contains("went on") {
+        assert!(std::time::Instant::now() < deadline, "its terminal leads nowhere");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A program says itself whether it was built to call criu; one that can't is not asked to.
+async fn by_a_program_without_criu(world: &mut World) {
+    program(world, "exit 1");
+    let crun = Command::new(crate::support::runtime::find("crun")).arg("features").output().unwrap();
+    let features: Value = serde_json::from_slice(&crun.stdout).unwrap_or_default();
+    if features["annotations"]["run.oci.crun.checkpoint.enabled"] == "true" {
+        println!("skipped: this crun has criu");
+        return;
+    }
+    let pod = world.pod("other");
+    let pod_id = world.run_pod_with(&pod, "crun").await.unwrap();
+    let location = world.disk.join("any.tar");
+    let answer = world.create(&pod_id, &pod, &container("c", location.to_str().unwrap(), &[])).await;
+    let message = assert_code(answer, Code::FailedPrecondition);
+    assert!(
+        message.contains("\"crun\" restores no checkpoints") && message.contains("features"),
+        "{message}"
+    );
+}
+
 /// What criu can't dump is told in its own words, and the container does not notice.
 async fn what_criu_refuses(world: &mut World) {
     if !real(world) {
@@ -579,12 +680,7 @@ async fn what_can_not_be_restored(world: &mut World) {
     std::fs::write(path("climbing.tar"), climbing.into_inner().unwrap()).unwrap();
     assert_code(create(&path("climbing.tar")).await, Code::InvalidArgument);
     assert!(!world.daemon.root.join("out").exists() && !path("out").exists());
-    // Only the built-in runtime restores, and only with criu.
-    let other = world.pod("other");
-    let other_id = world.run_pod_with(&other, "runc").await.unwrap();
-    let answer =
-        world.create(&other_id, &other, &container("c", path("empty.tar").to_str().unwrap(), &[])).await;
-    assert!(assert_code(answer, Code::FailedPrecondition).contains("runc"));
+    // Nobody restores without criu.
     std::fs::remove_file(world.run.join("criu")).unwrap();
     let message = assert_code(create(&path("empty.tar")).await, Code::FailedPrecondition);
     assert!(message.contains("install the package criu"), "{message}");

@@ -59,6 +59,7 @@ mod streaming_attach;
 mod streaming_bad_input;
 mod streaming_exec;
 mod streaming_forward;
+mod streaming_idle;
 mod streaming_peers;
 mod streaming_tls;
 mod system;
@@ -127,6 +128,7 @@ fn main() {
             streaming_bad_input::trials(),
             streaming_exec::trials(),
             streaming_forward::trials(),
+            streaming_idle::trials(),
             streaming_peers::trials(),
             streaming_tls::trials(),
             traces::trials(),

@@ -1,5 +1,5 @@
-//! SELinux labels of processes, files and mounts. The second machine (tests/vm) has SELinux with `SELINUX=1`: a small policy, whose
-//! types are those of container-selinux, permissive.
+//! SELinux labels of processes, files and mounts, and what they forbid. The second machine (tests/vm) has SELinux with `SELINUX=1`: a
+//! small policy, whose types are those of container-selinux, enforcing.
 
 use std::path::Path;
 
@@ -16,6 +16,9 @@ use crate::trials;
 const OWN: &str = "tr -d '\\0' </proc/self/attr/current; echo";
 const LEVEL: &str = "s0:c1,c2";
 const PROCESS: &str = "system_u:system_r:container_t:s0:c1,c2";
+/// Directories of the kernel's file systems and of the image, and a file.
+const MASKED: [&str; 4] = ["/proc/irq", "/sys/firmware", "/home", "/etc/group"];
+const MASKED_LIST: &str = "/home:\n\n/proc/irq:\n\n/sys/firmware:\n0";
 const FILES: &str = "system_u:object_r:container_file_t:s0:c1,c2";
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -28,6 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         files_and_mounts,
         relabelled_volumes,
         a_pods_own_categories,
+        another_pods_files_are_out_of_reach,
         privileged_containers,
         labels_that_the_policy_has_not,
         verbose_status,
@@ -81,14 +85,24 @@ async fn processes_and_execs(world: &mut World) {
 
 async fn files_and_mounts(world: &mut World) {
     let image = world.image("busybox").await;
-    let (pod_id, id) = labelled(world, container("main", &image, &["sleep", "100000"])).await;
+    let mut config = container("main", &image, &["sleep", "100000"]);
+    config.security().masked_paths = MASKED.map(str::to_owned).to_vec();
+    let (pod_id, id) = labelled(world, config).await;
     let table = world.sh(&id, "cat /proc/self/mounts").await;
-    for point in ["/", "/dev", "/dev/pts"] {
+    // Masked directories are mounts of their own; of a masked file there is /dev/null.
+    assert_eq!(
+        world.sh(&id, "ls /proc/irq /sys/firmware /home; wc -c </etc/group").await.trim(),
+        MASKED_LIST
+    );
+    for point in ["/", "/dev", "/dev/pts", "/proc/irq", "/sys/firmware", "/home"] {
         assert_eq!(mounted_with(&table, point).as_deref(), Some(FILES), "{point}: {table}");
     }
     for point in ["/proc", "/sys", "/dev/mqueue", "/sys/fs/cgroup"] {
         assert_eq!(mounted_with(&table, point), None, "{point}: {table}");
     }
+    // Message queues are the pod's, and take the label without an option.
+    let pid = super::userns::pid(world, &id).await;
+    assert_eq!(label_of(Path::new(&format!("/proc/{pid}/root/dev/mqueue"))), FILES);
     // What its pod's containers share is labelled as the pod: with categories of its own.
     let shared = mounted_with(&table, "/dev/shm").unwrap();
     assert!(shared.starts_with("system_u:object_r:container_file_t:s0:c"), "{shared}");
@@ -143,6 +157,50 @@ async fn a_pods_own_categories(world: &mut World) {
     let pod_id = world.run_pod(&pod).await.unwrap();
     let id = world.sleeper(&pod_id, &pod).await;
     assert_eq!(world.sh(&id, OWN).await, PROCESS);
+}
+
+/// Two pods, one directory of the host: who has not the categories of its files can't touch them, though he is root in both.
+async fn another_pods_files_are_out_of_reach(world: &mut World) {
+    let enforcing = std::fs::read_to_string("/sys/fs/selinux/enforce").unwrap_or_default();
+    if enforcing.trim() != "1" {
+        println!("skipped: SELinux enforces nothing here");
+        return;
+    }
+    let image = world.image("busybox").await;
+    let shared = world.run.join("shared");
+    std::fs::create_dir_all(&shared).unwrap();
+    std::fs::write(shared.join("file"), "of the first").unwrap();
+    let mount = |relabel| Mount {
+        host_path: shared.display().to_string(),
+        container_path: "/shared".to_owned(),
+        selinux_relabel: relabel,
+        ..Default::default()
+    };
+    let mut config = container("main", &image, &["sleep", "100000"]);
+    config.mounts = vec![mount(true)];
+    let (_, owner) = labelled(world, config).await;
+    assert_eq!(world.sh(&owner, "cat /shared/file").await, "of the first");
+    let mut ids = Vec::new();
+    for (name, level) in [("same", LEVEL), ("other", "s0:c3,c4")] {
+        let pod = world.pod(name);
+        let pod_id = world.run_pod(&pod).await.unwrap();
+        let mut config = container("main", &image, &["sleep", "100000"]);
+        config.mounts = vec![mount(false)];
+        config.security().selinux_options =
+            Some(SeLinuxOption { level: level.to_owned(), ..Default::default() });
+        ids.push(world.launch(&pod_id, &pod, &config).await.unwrap());
+    }
+    // The same categories, another pod: it is they that count.
+    assert_eq!(world.sh(&ids[0], "cat /shared/file").await, "of the first");
+    for line in ["cat /shared/file", "ls /shared", "echo x >/shared/file"] {
+        let answer = world.exec_sync(&ids[1], &["sh", "-c", line], 20).await.unwrap();
+        assert_ne!(answer.exit_code, 0, "{line}");
+        let said = String::from_utf8_lossy(&answer.stderr).to_lowercase();
+        assert!(said.contains("permission denied"), "{line}: {said}");
+    }
+    assert_eq!(world.sh(&owner, "cat /shared/file").await, "of the first");
+    // Its own files are as ever.
+    assert_eq!(world.sh(&ids[1], "echo mine >/file && cat /file").await, "mine");
 }
 
 async fn privileged_containers(world: &mut World) {

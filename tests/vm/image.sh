@@ -4,7 +4,7 @@
 #   image.sh IMAGE KERNEL PROGRAM...    programs lie in the directory of a cargo profile, or in its deps/
 #
 # APPARMOR         directory with apparmor_parser and apparmor.d/ (apparmor.sh)
-# POLICY           binary SELinux policy (selinux.sh)
+# POLICY, SELINUX  binary SELinux policy (selinux.sh), and whether it is only `permissive`
 # CRITEST, IMAGES  the conformance suite and its registry's content: instead of test programs, berthd alone is named
 set -eu
 image=$1 kernel=$2
@@ -97,7 +97,8 @@ fi
 if [ -n "${POLICY:-}" ]; then
     mkdir -p "$root/etc/selinux/small/contexts"
     cp "$POLICY" "$root/etc/selinux/policy"
-    printf 'SELINUX=permissive\nSELINUXTYPE=small\n' >"$root/etc/selinux/config"
+    [ "${SELINUX:-}" = permissive ] || : >"$root/etc/selinux/enforcing"
+    printf 'SELINUXTYPE=small\n' >"$root/etc/selinux/config"
     printf 'process = "system_u:system_r:container_t:s0"\nfile = "system_u:object_r:container_file_t:s0"\n' \
         >"$root/etc/selinux/small/contexts/lxc_contexts"
 fi

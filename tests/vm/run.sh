@@ -8,7 +8,7 @@
 # MEMORY  MiB                        (3072)       CPUS   virtual processors (1)
 # CRITEST path of cri-tools' critest: it runs instead of the tests, with the words after it as its options; its report is left
 #         in $WORK/critest.xml
-# SELINUX 1: SELinux with a small policy, permissive, takes the place of AppArmor
+# SELINUX 1: SELinux with a small policy takes the place of AppArmor; permissive: it forbids nothing
 # LIMIT   seconds until it is ended  (7200)       WORK   where it builds    (target/vm)
 # NICE    of the machine (10)
 #
@@ -46,11 +46,12 @@ else
     apparmor=$("$here/apparmor.sh" "$work")
 fi
 # shellcheck disable=SC2086 # a list of paths without blanks
-APPARMOR=$apparmor POLICY=$policy "$here/image.sh" "$work/initramfs" "$kernel" $programs
+APPARMOR=$apparmor POLICY=$policy SELINUX=${SELINUX:-} "$here/image.sh" "$work/initramfs" "$kernel" $programs
 
-# The kernel hands init what follows `--`, word by word.
+# The kernel hands init what follows `--`, word by word. No cmpxchg16b: emulated, it has left a kernel's memory allocator (6.12) with a
+# pointer among its flags and a double fault.
 timeout --foreground -k 5 "$limit" nice -n ${NICE:-10} qemu-system-x86_64 \
-    -machine q35 -accel tcg,tb-size=512 -cpu max -smp "${CPUS:-1}" -m "${MEMORY:-3072}" \
+    -machine q35 -accel tcg,tb-size=512 -cpu max,-cx16 -smp "${CPUS:-1}" -m "${MEMORY:-3072}" \
     -nodefaults -no-user-config -no-reboot -display none -serial stdio \
     -kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
     -append "console=ttyS0 loglevel=1 panic=-1 $security rdinit=/init -- $*" \

@@ -3,107 +3,28 @@
 //! `berth.shim.v1.Shim` has the methods `ReopenLog`, `EndExecs`, `Attach` and `AttachInput`; their requests and answers are
 //! `google.protobuf.Empty` (no bytes). After the answer to the latter two the connection is no ttrpc any more (see `audience`).
 
-use std::time::Duration;
-
 use containerd_shim_protos::api;
-use containerd_shim_protos::events::task::{TaskExecAdded, TaskPaused, TaskResumed};
-use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
-use containerd_shim_protos::protobuf::{Message, MessageField};
-use containerd_shim_protos::topics::{
-    TASK_EXEC_ADDED_EVENT_TOPIC, TASK_PAUSED_EVENT_TOPIC, TASK_RESUMED_EVENT_TOPIC,
-};
-use containerd_shim_protos::ttrpc::proto::{Request, Response, Status};
+use containerd_shim_protos::events::task::{TaskPaused, TaskResumed};
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::topics::{TASK_PAUSED_EVENT_TOPIC, TASK_RESUMED_EVENT_TOPIC};
+use containerd_shim_protos::ttrpc::proto::Request;
 
 use crate::cgroup;
 use crate::create::{self, Creation};
-use crate::exec::{self, Execution};
-use crate::job::{self, Job};
+use crate::exec;
+use crate::job;
 use crate::rootfs::RootfsMount;
 use crate::status::{Code, Failure};
-use crate::stdio::{self, Stdio};
-use crate::stream::{Fifo, Sink};
+use crate::stdio::Stdio;
 use crate::sys;
 use crate::{delete, metrics, update};
 
-use super::container::{Exit, Phase, Process, Reply};
+use super::answer::{Outcome, not_found, parse, refused, time};
+use super::container::{Phase, Process, Reply};
 use super::jobs::{Purpose, Running, unsigned};
-use super::{Shim, restore};
-
-/// Execs at once.
-const EXECS_MAX: usize = 1024;
-/// How long a Kill of everything waits for everybody to be dead.
-const KILL_WAIT: Duration = Duration::from_millis(50);
-
-pub(super) type Outcome = Result<(), Failure>;
-
-pub(super) fn parse<M: Message>(payload: &[u8]) -> Result<M, Failure> {
-    M::parse_from_bytes(payload)
-        .map_err(|error| Failure::new(Code::InvalidArgument, format!("malformed request: {error}")))
-}
-
-pub(super) fn not_found(exec_id: &str) -> Failure {
-    if exec_id.is_empty() {
-        Failure::new(Code::NotFound, "the shim holds no container")
-    } else {
-        Failure::new(Code::NotFound, format!("no exec {exec_id}"))
-    }
-}
-
-pub(super) fn refused(message: impl Into<String>) -> Failure {
-    Failure::new(Code::FailedPrecondition, message)
-}
-
-pub(super) fn time(nanoseconds: i64) -> MessageField<Timestamp> {
-    MessageField::some(Timestamp {
-        seconds: nanoseconds.div_euclid(1_000_000_000),
-        nanos: i32::try_from(nanoseconds.rem_euclid(1_000_000_000)).unwrap_or(0),
-        ..Default::default()
-    })
-}
+use super::{KILL_WAIT, Shim, restore};
 
 impl Shim {
-    pub(super) fn answer(
-        &mut self,
-        reply: Reply,
-        message: &dyn containerd_shim_protos::protobuf::MessageDyn,
-    ) {
-        match message.write_to_bytes_dyn() {
-            Ok(payload) => {
-                let response = Response { payload, ..Default::default() };
-                self.send(reply, &response.write_to_bytes().unwrap_or_default());
-            }
-            Err(error) => self.refuse(reply, &Failure::doing("encoding the answer", &error)),
-        }
-    }
-
-    pub(super) fn refuse(&mut self, reply: Reply, failure: &Failure) {
-        let mut status = Status::new();
-        status.set_code(
-            containerd_shim_protos::protobuf::Enum::from_i32(i32::from(failure.code as u8))
-                .unwrap_or_default(),
-        );
-        status.message.clone_from(&failure.message);
-        let response = Response { status: MessageField::some(status), ..Default::default() };
-        self.send(reply, &response.write_to_bytes().unwrap_or_default());
-    }
-
-    pub(super) fn answer_wait(&mut self, reply: Reply, exit: Exit) {
-        let exit_status = unsigned(exit.code);
-        self.answer(
-            reply,
-            &api::WaitResponse { exit_status, exited_at: time(exit.at), ..Default::default() },
-        );
-    }
-
-    pub(super) fn answer_delete(&mut self, reply: Reply, pid: i32, exit: Option<Exit>) {
-        let mut response = api::DeleteResponse { pid: unsigned(pid), ..Default::default() };
-        if let Some(exit) = exit {
-            response.exit_status = unsigned(exit.code);
-            response.exited_at = time(exit.at);
-        }
-        self.answer(reply, &response);
-    }
-
     /// One request.
     pub(super) fn call(&mut self, reply: Reply, payload: &[u8]) {
         let outcome = parse::<Request>(payload).and_then(|request| match request.service.as_str() {
@@ -163,7 +84,7 @@ impl Shim {
                 format!("this shim is for {}, not {}", self.id, request.id),
             ));
         }
-        let source = restore::source(&request, self.binary.is_some())?;
+        let source = restore::source(&request)?;
         self.tell_later(&request);
         self.forget_unread("");
         self.keep_open("", [&request.stdout, &request.stderr]);
@@ -235,99 +156,6 @@ impl Shim {
         })?;
         container.phase = Phase::Starting;
         self.jobs.push(Running::new(job, Purpose::Start, reply));
-        Ok(())
-    }
-
-    fn exec(&mut self, reply: Reply, request: api::ExecProcessRequest) -> Outcome {
-        let container = self.container.as_ref().ok_or_else(|| not_found(""))?;
-        if container.exit().is_some() {
-            return Err(refused("the container is not running"));
-        }
-        if !crate::bundle::valid_id(&request.exec_id) {
-            return Err(Failure::new(Code::InvalidArgument, format!("{:?} is no exec id", request.exec_id)));
-        }
-        if self.execs.contains_key(&request.exec_id) {
-            return Err(Failure::new(
-                Code::AlreadyExists,
-                format!("there is an exec {} already", request.exec_id),
-            ));
-        }
-        if self.execs.len() >= EXECS_MAX {
-            return Err(refused(format!("{EXECS_MAX} execs are under way")));
-        }
-        let mut process = Process::new(request.terminal, &request.stdin, &request.stdout, &request.stderr);
-        process.spec = request.spec.into_option().map(|any| any.value).unwrap_or_default();
-        let exec_id = request.exec_id.clone();
-        self.execs.insert(request.exec_id, process);
-        self.answer(reply, &api::Empty::default());
-        let event = TaskExecAdded { container_id: self.id.clone(), exec_id, ..Default::default() };
-        self.publish(TASK_EXEC_ADDED_EVENT_TOPIC, &event);
-        Ok(())
-    }
-
-    fn start_exec(&mut self, reply: Reply, exec_id: &str) -> Outcome {
-        let init = self.container.as_ref().ok_or_else(|| not_found(""))?;
-        if !matches!(init.phase, Phase::Running) {
-            return Err(refused("the container is not running"));
-        }
-        let init = init.pid;
-        if let Some((stdout, stderr)) =
-            self.execs.get(exec_id).map(|exec| (exec.stdout.clone(), exec.stderr.clone()))
-        {
-            self.keep_open(exec_id, [&stdout, &stderr]);
-        }
-        let process = self.execs.get_mut(exec_id).ok_or_else(|| not_found(exec_id))?;
-        if !matches!(process.phase, Phase::Created) {
-            return Err(refused(format!("exec {exec_id} was started already")));
-        }
-        let (mut sink, mut own_stdin, mut handed) = (None, None, [None, None, None]);
-        if !process.stdin.is_empty() {
-            let (reader, writer) = stdio::open_stdin(&process.stdin)?;
-            process.stdin_holder = Some(writer);
-            if process.terminal { own_stdin = Some(reader) } else { handed[0] = Some(reader) }
-        }
-        if process.terminal {
-            if !process.stdout.is_empty() {
-                sink = Some(Sink::Fifo(Fifo::new(stdio::open_terminal_sink(&process.stdout)?)));
-            }
-        } else {
-            for (path, slot) in [(&process.stdout, 1), (&process.stderr, 2)] {
-                if !path.is_empty() {
-                    handed[slot] = Some(stdio::open_direct(path)?);
-                }
-            }
-        }
-        let (terminal, spec) = (process.terminal, std::mem::take(&mut process.spec));
-        let (id, bundle, binary, cgroups) = (&self.id, &self.bundle, &self.binary, &self.cgroups);
-        let keep = create::raw(&handed);
-        let execution =
-            || Execution { exec_id, init, bundle, cgroups, spec: &spec, terminal, stdio: [None, None, None] };
-        let warm = match (self.warm.take(), binary) {
-            (Some(warm), None) => Job::of(warm.pid).map(|(job, channel)| {
-                let execution = Execution { stdio: handed, ..execution() };
-                match warm.send(&channel, &execution) {
-                    Ok(()) => (Some(job), [None, None, None]),
-                    Err(_) => {
-                        warm.give_up();
-                        (None, execution.stdio)
-                    }
-                }
-            })?,
-            _ => (None, handed),
-        };
-        let job = match warm {
-            (Some(job), _) => job,
-            (None, handed) => job::spawn(&keep, |reporter| match binary {
-                None => exec::run(Execution { stdio: handed, ..execution() }, reporter),
-                Some(binary) => match binary.exec(id, exec_id, &spec, terminal, handed, reporter) {
-                    Ok(()) => reporter.done(),
-                    Err(failure) => reporter.failed(&failure),
-                },
-            })?,
-        };
-        process.phase = Phase::Starting;
-        let purpose = Purpose::Exec { exec_id: exec_id.to_owned(), terminal: sink, stdin: own_stdin };
-        self.jobs.push(Running::new(job, purpose, reply));
         Ok(())
     }
 
@@ -527,27 +355,6 @@ impl Shim {
     /// Ends the shim, unless it still holds a container.
     fn shut_down(&mut self, reply: Reply) -> Outcome {
         self.shutdown = self.container.is_none() && self.jobs.is_empty();
-        self.answer(reply, &api::Empty::default());
-        Ok(())
-    }
-
-    /// Ends every exec with all it started, and forgets them: whoever asked for them is gone.
-    fn end_execs(&mut self, reply: Reply) -> Outcome {
-        let names: Vec<String> = self.execs.keys().cloned().collect();
-        for exec_id in names {
-            if let Some(directory) = exec::own_directory(&self.cgroups, &exec_id) {
-                cgroup::signal_all(&directory, libc::SIGKILL, KILL_WAIT);
-            }
-            let Some(process) = self.execs.get_mut(&exec_id) else { continue };
-            if matches!(process.phase, Phase::Starting | Phase::Running) {
-                process.forsaken = true;
-                if process.pid > 0 {
-                    let _ = sys::kill(process.pid, libc::SIGKILL);
-                }
-            } else {
-                self.forget_exec(&exec_id);
-            }
-        }
         self.answer(reply, &api::Empty::default());
         Ok(())
     }

@@ -8,13 +8,14 @@ use containerd_shim_protos::events::task::TaskCheckpointed;
 use containerd_shim_protos::topics::TASK_CHECKPOINTED_EVENT_TOPIC;
 
 use crate::cgroup;
-use crate::checkpoint::{self, Dump};
+use crate::checkpoint;
+use crate::criu::request::Dump;
 use crate::criu::wire;
 use crate::job;
 use crate::status::{Code, Failure};
 
 use super::Shim;
-use super::calls::{Outcome, not_found, refused};
+use super::answer::{Outcome, not_found, refused};
 use super::container::{Phase, Reply};
 use super::jobs::{Purpose, Running};
 

@@ -30,7 +30,7 @@ use crate::containerd;
 use crate::frame::Connection;
 
 use super::Shim;
-use super::calls::time;
+use super::answer::time;
 use super::container::Exit;
 use super::jobs::unsigned;
 

@@ -7,14 +7,15 @@ use std::time::Duration;
 use containerd_shim_protos::api;
 
 use crate::create::{self, Creation};
+use crate::criu::request::Source;
 use crate::criu::wire;
 use crate::job;
-use crate::restore::{self, Source};
+use crate::restore;
 use crate::status::{Code, Failure};
 use crate::stream::Sink;
 
 use super::Shim;
-use super::calls::{Outcome, refused};
+use super::answer::{Outcome, refused};
 use super::container::{Phase, Reply};
 use super::jobs::{Purpose, Running};
 
@@ -29,15 +30,9 @@ pub(super) struct Pending {
 }
 
 /// What a Create request wants to be restored, if it does.
-pub(super) fn source(request: &api::CreateTaskRequest, by_binary: bool) -> Result<Option<Source>, Failure> {
+pub(super) fn source(request: &api::CreateTaskRequest) -> Result<Option<Source>, Failure> {
     if request.checkpoint.is_empty() {
         return Ok(None);
-    }
-    if by_binary {
-        return Err(Failure::new(
-            Code::Unimplemented,
-            "OCI runtime programs restore nothing here: the built-in runtime does",
-        ));
     }
     let images = PathBuf::from(&request.checkpoint);
     if !images.is_absolute() || !images.join("inventory.img").is_file() {
@@ -80,7 +75,10 @@ impl Shim {
     pub(super) fn restore(&mut self, reply: Reply, pending: Pending) -> Outcome {
         let Pending { source, creation, copies, terminal, stdin } = pending;
         let keep = create::descriptors(&creation);
-        let job = job::spawn(&keep, move |reporter| restore::run(creation, &source, reporter))?;
+        let binary = self.binary.clone();
+        let job = job::spawn(&keep, move |reporter| {
+            restore::run(creation, &source, binary.as_ref(), reporter);
+        })?;
         if let Some(container) = self.container.as_mut() {
             container.phase = Phase::Starting;
         }

@@ -3,24 +3,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::container::criu;
 use crate::error::{Classify, Kind};
 use crate::{image, shim};
 
 /// A checkpoint could not be made, or a container not be made from one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration says so.
-    #[error("checkpoints are turned off on this node: checkpoint.enable in Berth's configuration")]
-    Off,
-    /// Nothing can be done without it.
-    #[error(
-        "there is no criu {}: install the package criu (version 4.2 or newer on current kernels), or set checkpoint.criu", 
-        .tried.as_ref().map_or_else(|| "in PATH, /usr/sbin or /usr/local/sbin".to_owned(), |path| format!("at {}", path.display()))
-    )]
-    NoCriu {
-        /// The program that the configuration names.
-        tried: Option<PathBuf>,
-    },
+    /// There is nobody to do it.
+    #[error(transparent)]
+    Criu(#[from] criu::Error),
     /// The archive can't be there.
     #[error("location {path:?}: {problem}")]
     Location {
@@ -38,9 +30,14 @@ pub enum Error {
     /// The shim, or criu by way of it.
     #[error("checkpointing the container")]
     Shim(#[from] shim::Error),
-    /// Others are not asked to restore.
-    #[error("runtime handler {0:?} restores no checkpoints: the built-in one does")]
-    Handler(String),
+    /// It would not know how.
+    #[error("runtime handler {name:?} restores no checkpoints ({why}): the built-in one does")]
+    Handler {
+        /// Its name.
+        name: String,
+        /// What its program says of that.
+        why: String,
+    },
     /// criu can't restore into one.
     #[error("containers of pods with a user namespace can't be restored")]
     UserNamespace,
@@ -102,12 +99,10 @@ fn of_system(error: &io::Error) -> Kind {
 impl Classify for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Off
-            | Self::NoCriu { .. }
-            | Self::NoImage(_)
-            | Self::NoBase(_)
-            | Self::Handler(_)
-            | Self::UserNamespace => Kind::FailedPrecondition,
+            Self::Criu(error) => error.kind(),
+            Self::NoImage(_) | Self::NoBase(_) | Self::Handler { .. } | Self::UserNamespace => {
+                Kind::FailedPrecondition
+            }
             Self::Location { .. } | Self::Broken { .. } => Kind::InvalidArgument,
             Self::NoArchive(_) => Kind::NotFound,
             Self::Archive(image::unpack::Error::Read(_) | image::unpack::Error::Directory { .. }) => {

@@ -10,7 +10,30 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::process::Command;
 
-use super::Error;
+use crate::error::{Classify, Kind};
+
+/// There is no criu to be called.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration says so.
+    #[error("checkpoints are turned off on this node: checkpoint.enable in Berth's configuration")]
+    Off,
+    /// Nothing can be done without it.
+    #[error(
+        "there is no criu {}: install the package criu (version 4.2 or newer on current kernels), or set checkpoint.criu", 
+        .tried.as_ref().map_or_else(|| "in PATH, /usr/sbin or /usr/local/sbin".to_owned(), |path| format!("at {}", path.display()))
+    )]
+    NoCriu {
+        /// The program that the configuration names.
+        tried: Option<PathBuf>,
+    },
+}
+
+impl Classify for Error {
+    fn kind(&self) -> Kind {
+        Kind::FailedPrecondition
+    }
+}
 
 /// Where it may be although PATH does not say so: services have a short one.
 const USUAL: [&str; 2] = ["/usr/sbin", "/usr/local/sbin"];
