@@ -50,7 +50,7 @@ pub use store::SweepReport;
 pub use unpack::Limits;
 pub use usage::{ImageUsage, Usage};
 
-use crate::meter::Pulls;
+use crate::meter::{Pulls, Writes};
 use registry::Registry;
 use store::{Keeper, Store, Task};
 
@@ -73,6 +73,8 @@ pub struct Options {
     pub discard_unpacked_layers: bool,
     /// Counts pulls.
     pub meter: Option<Pulls>,
+    /// Times what is written of images and layers.
+    pub writes: Option<Writes>,
 }
 
 impl Options {
@@ -87,6 +89,7 @@ impl Options {
             limits: Limits::default(),
             discard_unpacked_layers: false,
             meter: None,
+            writes: None,
         }
     }
 }
@@ -220,7 +223,7 @@ impl fmt::Debug for Images {
 impl Images {
     /// Opens what is kept below the root, or makes it. Blocking, but reads only names and small records.
     pub fn open(options: Options) -> Result<Self, Error> {
-        let store = Arc::new(Store::open(&options.root, &options.pinned, options.discard_unpacked_layers)?);
+        let store = Arc::new(Store::open(&options)?);
         let keeper = Keeper::start(&store)?;
         let registry =
             Registry::new(options.config_path.clone(), options.progress_timeout, options.meter.clone());

@@ -11,7 +11,14 @@ use clap::{Parser, Subcommand};
 
 /// A Kubernetes-compatible CRI runtime service.
 #[derive(Debug, Parser)]
-#[command(name = "berthd", version, about, disable_help_subcommand = true)]
+#[command(
+    name = "berthd",
+    version,
+    about,
+    disable_help_subcommand = true,
+    after_help = "Without a command it serves until SIGTERM; containers go on then, and are found again at the next start. SIGHUP reads \
+    the log level again. Options come before the configuration's keys of the same name; traces are configured by OTEL_… variables."
+)]
 struct Arguments {
     /// Configuration file; conf.d/*.toml beside it is read as well [default: /etc/berth/config.toml]
     #[arg(long, value_name = "FILE", global = true)]
@@ -19,13 +26,13 @@ struct Arguments {
     /// Unix socket to serve on
     #[arg(long, value_name = "PATH", global = true)]
     address: Option<PathBuf>,
-    /// Directory for what is kept over a reboot
+    /// Directory for what is kept over a reboot: images, records, volumes
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
-    /// Directory for what is gone at a reboot
+    /// Directory for what is gone at a reboot: namespaces, shims, sockets
     #[arg(long, value_name = "DIR", global = true)]
     state: Option<PathBuf>,
-    /// error, warn, info, debug, trace, or directives such as info,berth::cri=debug
+    /// What is logged to standard error: error, warn, info, debug, trace, or directives such as info,berth::cri=debug
     #[arg(long, value_name = "LEVEL", global = true)]
     log_level: Option<String>,
     #[command(subcommand)]

@@ -21,6 +21,7 @@ mod launch;
 mod probe;
 mod program;
 mod socket;
+mod timing;
 
 pub(crate) use attach::{Keyboard, Printed, Screen, attach};
 pub use checkpoint::CheckpointRequest;

@@ -28,6 +28,7 @@ use crate::status::Failure;
 use crate::stdio;
 use crate::sys;
 use crate::systemd;
+use crate::timing::Laps;
 use crate::trace;
 use crate::userns::OfContainer;
 
@@ -43,11 +44,13 @@ pub(crate) struct Creation {
     pub(crate) stderr: Option<OwnedFd>,
     /// Where compiled filters of all containers are kept.
     pub(crate) seccomp_cache: Option<PathBuf>,
+    /// When it was asked for, where somebody traces it.
+    pub(crate) traced: Option<u64>,
 }
 
 /// Creates the container and reports its process, cgroup and terminal.
 pub(crate) fn run(creation: Creation, reporter: &Reporter) {
-    trace::report_errors(reporter);
+    trace::report_errors(reporter, creation.traced.is_some());
     let state = state_root(&creation.bundle);
     match create(creation, reporter) {
         Ok(()) => reporter.done(),
@@ -59,13 +62,17 @@ pub(crate) fn run(creation: Creation, reporter: &Reporter) {
 }
 
 fn create(creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
+    let mut laps = Laps::new(reporter, creation.traced);
+    laps.lap("shim_fork");
     let own = cgroup::own_membership().map_err(|error| Failure::doing("reading the cgroup", &error))?;
     let Prepared { spec, container, mut stage } = prepare(&creation)?;
+    laps.lap("shim_rootfs");
     if let Some(process) = spec.process() {
         trace::working_directory(process.cwd());
     }
     let cache = creation.seccomp_cache.as_deref();
     let adapted = adapt::spec(spec, &creation.bundle, &container, &mut stage, cache)?;
+    laps.lap("shim_specification");
     let listener = if creation.terminal { Some(console_listener(&creation.bundle)?) } else { None };
     let state_root = state_root(&creation.bundle);
     // What an earlier creation that was cut off left behind.
@@ -78,6 +85,7 @@ fn create(creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
         .with_executor(Command::new(
             reporter.duplicate().map_err(|error| Failure::doing("duplicating a descriptor", &error))?,
             adapted.restrictions,
+            laps.since(),
         ))
         .with_console_socket(listener.as_ref().map(|_| console_path(&creation.bundle)));
     if !creation.terminal {
@@ -98,6 +106,7 @@ fn create(creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
     let container: Container =
         builder.as_init(&creation.bundle).with_systemd(false).with_detach(true).build().map_err(failed)?;
     drop(adapted.namespaces);
+    laps.skip();
     let pid = container.pid().ok_or_else(|| Failure::internal("libcontainer made no process"))?.as_raw();
     if !adapted.devices.is_empty() {
         // Before the command runs: its process still waits for the start.
@@ -108,6 +117,7 @@ fn create(creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
         let _ = fs::remove_file(console_path(&creation.bundle));
         reporter.terminal(crate::terminal::receive(&listener)?.as_fd());
     }
+    laps.lap("shim_cgroup");
     reporter.pid(pid);
     Ok(())
 }
@@ -215,7 +225,7 @@ pub(crate) fn start_at_once(id: &str, bundle: &Path) -> io::Result<bool> {
 
 /// Lets the created container run.
 pub(crate) fn start(id: &str, bundle: &Path, reporter: &Reporter) {
-    trace::report_errors(reporter);
+    trace::report_errors(reporter, false);
     let result = Container::load(state_root(bundle).join(id)).and_then(|mut container| container.start());
     match result {
         Ok(()) => reporter.done(),

@@ -22,6 +22,7 @@ use crate::job::Reporter;
 use crate::selinux;
 use crate::status::{Code, Failure};
 use crate::sys;
+use crate::timing;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -128,20 +129,25 @@ pub(crate) struct Command {
     reporter: Reporter,
     home: RefCell<Option<String>>,
     restrictions: Rc<Restrictions>,
+    /// When libcontainer began, where somebody traces it.
+    since: Option<u64>,
 }
 
 impl Command {
-    pub(crate) fn new(reporter: Reporter, restrictions: Restrictions) -> Self {
-        Self { reporter, home: RefCell::default(), restrictions: Rc::new(restrictions) }
+    pub(crate) fn new(reporter: Reporter, restrictions: Restrictions, since: Option<u64>) -> Self {
+        Self { reporter, home: RefCell::default(), restrictions: Rc::new(restrictions), since }
     }
 }
 
 impl Clone for Command {
     fn clone(&self) -> Self {
         match self.reporter.duplicate() {
-            Ok(reporter) => {
-                Self { reporter, home: self.home.clone(), restrictions: Rc::clone(&self.restrictions) }
-            }
+            Ok(reporter) => Self {
+                reporter,
+                home: self.home.clone(),
+                restrictions: Rc::clone(&self.restrictions),
+                since: self.since,
+            },
             // Out of descriptors before the container exists: nothing sensible can follow.
             Err(_) => sys::exit_now(70),
         }
@@ -157,6 +163,8 @@ impl Executor for Command {
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        // Before there is a filter that may forbid it.
+        timing::first_process(&self.reporter, self.since);
         restrict(&self.restrictions).map_err(|failure| {
             self.reporter.reason(&failure);
             ExecutorValidationError::ArgValidationError(failure.message)

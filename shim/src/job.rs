@@ -16,6 +16,7 @@ use nix::sys::socket::{
 
 use crate::status::{Code, Failure};
 use crate::sys::{self, Fork};
+use crate::timing::Timing;
 
 /// One report of a child.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(crate) enum Report {
     Cgroup(String),
     /// The master side of the process' terminal.
     Terminal(OwnedFd),
+    /// A part of the work is over.
+    Took(Timing),
     /// Finished well.
     Done,
     /// Finished badly.
@@ -71,6 +74,12 @@ impl Reporter {
         self.send(b'F', &[], Some(master.as_raw_fd()));
     }
 
+    /// A part of the work is over; both in nanoseconds since 1970.
+    pub(crate) fn took(&self, name: &str, start: u64, end: u64) {
+        let body = [&start.to_le_bytes(), &end.to_le_bytes(), name.as_bytes()].concat();
+        self.send(b'S', &body, None);
+    }
+
     pub(crate) fn done(&self) {
         self.send(b'D', &[], None);
     }
@@ -114,6 +123,13 @@ fn coded(failure: &Failure) -> Vec<u8> {
 fn decoded(body: &[u8]) -> Failure {
     let code = Code::from_byte(body.first().copied().unwrap_or(0));
     Failure::new(code, String::from_utf8_lossy(body.get(1..).unwrap_or_default()))
+}
+
+fn took(body: &[u8]) -> Option<Timing> {
+    let (start, rest) = body.split_first_chunk::<8>()?;
+    let (end, name) = rest.split_first_chunk::<8>()?;
+    let name = String::from_utf8_lossy(name).into_owned();
+    Some(Timing { name, start: u64::from_le_bytes(*start), end: u64::from_le_bytes(*end) })
 }
 
 /// The shim's end.
@@ -223,6 +239,7 @@ impl Job {
                 b'P' => reports.push(Report::Pid(body.try_into().map_or(0, i32::from_le_bytes))),
                 b'C' => reports.push(Report::Cgroup(text())),
                 b'F' if !self.fds.is_empty() => reports.push(Report::Terminal(self.fds.remove(0))),
+                b'S' => reports.extend(took(body).map(Report::Took)),
                 b'D' => reports.push(Report::Done),
                 b'M' => self.reason = Some(decoded(body)),
                 b'K' => self.code = body.first().map(|byte| Code::from_byte(*byte)),

@@ -51,6 +51,7 @@ mod stream;
 mod sys;
 mod systemd;
 mod terminal;
+mod timing;
 mod trace;
 mod update;
 mod userns;
@@ -59,16 +60,18 @@ mod warm;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage:
-  berth-shim serve --id ID --bundle DIR [--socket-fd N] [--runtime PATH [--runtime-root DIR]]
-                   [--seccomp-cache DIR]
-      serves the Task service on the listening socket passed as descriptor N (3 unless said)
+  berth-shim serve --id ID --bundle DIR [--socket-fd N] [--seccomp-cache DIR]
+                   [--runtime PATH [--runtime-root DIR]
+                   | --shim PATH --namespace NAME --address SOCKET [--shim-config FILE]]
+      serves the Task service on the listening socket passed as descriptor N (3 unless said); the container is created by
+      libcontainer, by the OCI runtime program at --runtime, or by another containerd shim
   berth-shim pod-init --pidns-path PATH [--userns PATH]
       makes a PID namespace, pins it at PATH and prints the process id of its first process
   berth-shim pod-namespaces --directory DIR --uid-map C:H:N --gid-map C:H:N --kinds KIND[,KIND]
       makes a user namespace and in it one of each KIND (net, ipc, uts), and pins them in DIR by their kinds
   berth-shim probe-userns --root DIR --state DIR
       tells whether pods whose files are there can have user namespaces
-  berth-shim --version
+  berth-shim --help | --version
   containerd-shim-berth-v1 [FLAGS] start | delete
       what containerd calls for the runtime io.containerd.berth.v1";
 
@@ -91,6 +94,10 @@ fn main() -> ExitCode {
         "probe-userns" => probe::run(&rest),
         "--version" | "version" => {
             println!("berth-shim {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        "--help" | "-h" | "help" => {
+            println!("{USAGE}");
             Ok(())
         }
         _ => Err(USAGE.to_owned()),

@@ -21,6 +21,7 @@ use crate::staging::{self, Runtime};
 use crate::status::{Code, Failure};
 use crate::sys;
 use crate::systemd::Scope;
+use crate::timing::Laps;
 
 /// How long what a failed restore left may take to be dead.
 const KILL_WAIT: Duration = Duration::from_secs(2);
@@ -85,15 +86,20 @@ impl Binary {
     }
 
     pub(crate) fn create(&self, creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
+        let mut laps = Laps::new(reporter, creation.traced);
+        laps.lap("shim_fork");
         let own = cgroup::own_membership().map_err(|error| Failure::doing("reading the cgroup", &error))?;
         let Prepared { mut spec, container, mut stage } = prepare(&creation)?;
-        // Both are done in any case.
+        laps.lap("shim_rootfs");
         let scoped = by_systemd(&mut spec);
         if staging::mounts(&mut spec, &creation.bundle, &container, &mut stage, Runtime::Binary)? || scoped {
             adapt::replace(&spec, &creation.bundle)?;
         }
-        self.make(creation, &own, reporter, |arguments, stdio| {
-            self.run_with(global(scoped), "create", arguments, Some(stdio))
+        self.make(creation, &own, reporter, &mut laps, |laps, arguments, stdio| {
+            laps.lap("shim_specification");
+            let made = self.run_with(global(scoped), "create", arguments, Some(stdio));
+            laps.lap("shim_runtime");
+            made
         })
     }
 
@@ -103,7 +109,8 @@ impl Binary {
         creation: Creation,
         own: &[(String, String)],
         reporter: &Reporter,
-        work: impl FnOnce(&[&str], [Option<OwnedFd>; 3]) -> Result<(), Failure>,
+        laps: &mut Laps<'_>,
+        work: impl FnOnce(&mut Laps<'_>, &[&str], [Option<OwnedFd>; 3]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let pid_file = self.bundle.join("init.pid");
         let listener = if creation.terminal { Some(console_listener(&creation.bundle)?) } else { None };
@@ -121,13 +128,14 @@ impl Binary {
         } else {
             [creation.stdin, creation.stdout, creation.stderr]
         };
-        work(&arguments, stdio)?;
+        work(laps, &arguments, stdio)?;
         let pid = read_pid(&pid_file)?;
         report_cgroup(pid, own, reporter)?;
         if let Some(listener) = listener {
             let _ = fs::remove_file(console_path(&creation.bundle));
             reporter.terminal(crate::terminal::receive(&listener)?.as_fd());
         }
+        laps.lap("shim_cgroup");
         reporter.pid(pid);
         Ok(())
     }
@@ -158,8 +166,11 @@ impl Binary {
         source: &Source,
         reporter: &Reporter,
     ) -> Result<(), Failure> {
+        let mut laps = Laps::new(reporter, creation.traced);
+        laps.lap("shim_fork");
         let own = cgroup::own_membership().map_err(|error| Failure::doing("reading the cgroup", &error))?;
         let Prepared { mut spec, container, mut stage } = prepare(&creation)?;
+        laps.lap("shim_rootfs");
         container.refuse("containers of pods with a user namespace can't be restored")?;
         adapt::check_mounts(&spec, &creation.bundle)?;
         staging::mounts(&mut spec, &creation.bundle, &container, &mut stage, Runtime::Binary)?;
@@ -170,16 +181,20 @@ impl Binary {
         let scoped = by_systemd(&mut spec);
         adapt::replace(&spec, &creation.bundle)?;
         let id = creation.id.clone();
-        let restored = self.make(creation, &own, reporter, |arguments, [stdin, stdout, stderr]| {
-            let log = self.bundle.join("runtime-restore.log");
-            let _ = fs::remove_file(&log);
-            let mut command = self.command(&log);
-            command.args(global(scoped)).args(["restore", "--detach", "--ext-unix-sk", "--file-locks"]);
-            command.arg("--image-path").arg(&source.images).arg("--work-path").arg(&source.work);
-            let or_null = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
-            command.args(arguments).stdin(or_null(stdin)).stdout(or_null(stdout)).stderr(or_null(stderr));
-            self.have_criu(command, &source.criu, source.limit, &log, &source.work.join(RESTORE_LOG))
-        });
+        let restored =
+            self.make(creation, &own, reporter, &mut laps, |laps, arguments, [stdin, stdout, stderr]| {
+                laps.lap("shim_specification");
+                let log = self.bundle.join("runtime-restore.log");
+                let _ = fs::remove_file(&log);
+                let mut command = self.command(&log);
+                command.args(global(scoped)).args(["restore", "--detach", "--ext-unix-sk", "--file-locks"]);
+                command.arg("--image-path").arg(&source.images).arg("--work-path").arg(&source.work);
+                let or_null = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
+                command.args(arguments).stdin(or_null(stdin)).stdout(or_null(stdout)).stderr(or_null(stderr));
+                self.have_criu(command, &source.criu, source.limit, &log, &source.work.join(RESTORE_LOG))?;
+                laps.lap("shim_runtime");
+                Ok(())
+            });
         if restored.is_err() {
             // What was restored until then, and what the program keeps of it: it may have been killed before it knew.
             let _ = self.delete(&id);

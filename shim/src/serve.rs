@@ -28,6 +28,7 @@ use crate::frame::Connection;
 use crate::oci::Binary;
 use crate::stream::{Input, Stream};
 use crate::sys;
+use crate::timing::Timing;
 use crate::warm::Warm;
 
 use container::{Process, Reply};
@@ -142,6 +143,16 @@ struct Shim {
     shutdown: bool,
     lonely_since: Instant,
     heap_dirty: bool,
+    /// When the call under way came, where somebody traces it.
+    traced: Option<u64>,
+    timings: Timings,
+}
+
+/// What took how long, until somebody asks.
+#[derive(Debug, Default)]
+struct Timings {
+    created: Vec<Timing>,
+    started: Vec<Timing>,
 }
 
 enum Token {
@@ -220,6 +231,8 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
         shutdown: false,
         lonely_since: Instant::now(),
         heap_dirty: false,
+        traced: None,
+        timings: Timings::default(),
     };
     shim.adopt().map_err(|failure| format!("serve: {failure}"))?;
     let result = shim.serve(&listener, &signals);

@@ -11,8 +11,16 @@ use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::job::Reporter;
 use crate::status::{Code, Failure};
+use crate::timing;
 
-struct Reports(Reporter);
+struct Reports {
+    reporter: Reporter,
+    /// Whether somebody wants to know when what is done.
+    timed: bool,
+}
+
+/// What libcontainer 0.7 logs, at level DEBUG, between namespaces and mounts.
+const MOUNTS: &str = "prepare rootfs";
 
 /// What libcontainer 0.7 logs when the kernel refuses a value that the container's configuration asked for.
 const ASKED: [&str; 7] = [
@@ -33,10 +41,10 @@ pub(crate) fn working_directory(path: &Path) {
     let _ = WORKING_DIRECTORY.set(path.to_owned());
 }
 
-/// From here on, errors logged in this process (and in those it forks) go to the shim.
-pub(crate) fn report_errors(reporter: &Reporter) {
+/// From here on, errors logged in this process (and in those it forks) go to the shim. `timed`: the time of mounts is noted.
+pub(crate) fn report_errors(reporter: &Reporter, timed: bool) {
     if let Ok(reporter) = reporter.duplicate() {
-        let _ = tracing::subscriber::set_global_default(Reports(reporter));
+        let _ = tracing::subscriber::set_global_default(Reports { reporter, timed });
     }
 }
 
@@ -54,7 +62,9 @@ impl Visit for Line {
 
 impl Subscriber for Reports {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() == Level::ERROR
+        let mounts =
+            || *metadata.level() == Level::DEBUG && metadata.target().starts_with("libcontainer::rootfs");
+        *metadata.level() == Level::ERROR || self.timed && mounts()
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
@@ -69,9 +79,15 @@ impl Subscriber for Reports {
         let mut line = Line(String::new());
         event.record(&mut line);
         let line = line.0.trim_end();
-        self.0.trace(line);
+        if *event.metadata().level() != Level::ERROR {
+            if line.starts_with(MOUNTS) {
+                timing::mounts_begin();
+            }
+            return;
+        }
+        self.reporter.trace(line);
         if ASKED.iter().any(|asked| line.starts_with(asked)) {
-            self.0.code(Code::FailedPrecondition);
+            self.reporter.code(Code::FailedPrecondition);
         }
         if let Some(fields) = line.strip_prefix("failed to chdir ") {
             // A file, or closed to the user: what was asked for does not fit the image.
@@ -81,7 +97,7 @@ impl Subscriber for Reports {
                 |field: &str| field.strip_prefix("e=").or(field.strip_prefix("err=")).map(str::to_owned);
             let why = fields.split(' ').find_map(error).unwrap_or_default();
             let message = format!("the working directory {directory:?} can't be entered: {why}");
-            self.0.reason(&Failure::new(Code::FailedPrecondition, message));
+            self.reporter.reason(&Failure::new(Code::FailedPrecondition, message));
         }
     }
 

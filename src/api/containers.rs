@@ -2,6 +2,7 @@
 
 mod commit;
 mod files;
+mod kill;
 mod top;
 
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use crate::container::ContainerSnapshot;
 use crate::image::Images;
 use crate::pod::Pods;
 use crate::proto::berth::v1::{
-    CommitRequest, CommitResponse, ReadFilesRequest, ReadFilesResponse, StatPathRequest, StatPathResponse,
-    TopRequest, TopResponse, WriteFilesRequest, WriteFilesResponse, containers_server,
+    CommitRequest, CommitResponse, KillRequest, KillResponse, ReadFilesRequest, ReadFilesResponse,
+    StatPathRequest, StatPathResponse, TopRequest, TopResponse, WriteFilesRequest, WriteFilesResponse,
+    containers_server,
 };
 
 /// The service.
@@ -47,6 +49,11 @@ impl containers_server::Containers for ContainersFace {
     async fn top(&self, request: Request<TopRequest>) -> Result<Response<TopResponse>, Status> {
         top::call(self, request.into_inner()).await.map(Response::new)
     }
+
+    async fn kill(&self, request: Request<KillRequest>) -> Result<Response<KillResponse>, Status> {
+        kill::call(self, request.into_inner()).await.map(Response::new)
+    }
+
     async fn stat_path(
         &self,
         request: Request<StatPathRequest>,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use nix::sys::statfs::{FsType, statfs};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
@@ -79,10 +80,8 @@ pub(super) async fn run(invocation: Invocation<'_>) -> Result<Vec<u8>, Failure> 
 
 fn is_there(netns: &str, command: &str) -> bool {
     /// `NSFS_MAGIC` of linux/magic.h: the filesystem that namespace files live on.
-    const NAMESPACES: i64 = 0x6e73_6673;
-    command != "DEL"
-        || nix::sys::statfs::statfs(Path::new(netns))
-            .is_ok_and(|found| found.filesystem_type().0 == NAMESPACES)
+    const NAMESPACES: FsType = FsType(0x6e73_6673);
+    command != "DEL" || statfs(Path::new(netns)).is_ok_and(|found| found.filesystem_type() == NAMESPACES)
 }
 
 async fn talk(child: &mut Child, input: &str) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {

@@ -32,7 +32,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use super::digest::{ChainId, Digest};
-use super::{Image, manifest};
+use super::{Image, Options, manifest};
+use crate::meter::Writes;
 
 pub(crate) use blobs::Ingest;
 pub(crate) use keeper::{Keeper, Task};
@@ -103,6 +104,7 @@ pub(crate) struct Store {
     boot: String,
     pinned: Vec<String>,
     discard_unpacked: bool,
+    writes: Option<Writes>,
     state: RwLock<State>,
     /// One writer of `index.json` at a time.
     commit: Mutex<()>,
@@ -113,17 +115,18 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens the store below `root`, making what is missing and dropping what an earlier life left half done.
-    pub(crate) fn open(root: &Path, pinned: &[String], discard_unpacked: bool) -> Result<Self, Error> {
+    /// Opens the store below the options' root, making what is missing and dropping what an earlier life left half done.
+    pub(crate) fn open(options: &Options) -> Result<Self, Error> {
         let store = Self {
-            images_directory: root.join("images"),
-            layers_directory: root.join("layers"),
+            images_directory: options.root.join("images"),
+            layers_directory: options.root.join("layers"),
             boot: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
                 .unwrap_or_default()
                 .trim()
                 .to_owned(),
-            pinned: pinned.to_vec(),
-            discard_unpacked,
+            pinned: options.pinned.clone(),
+            discard_unpacked: options.discard_unpacked_layers,
+            writes: options.writes.clone(),
             state: RwLock::default(),
             commit: Mutex::default(),
             blob_locks: locks::Locks::default(),
@@ -141,6 +144,21 @@ impl Store {
         store.load_index(&mut state)?;
         *store.state.write() = state;
         Ok(store)
+    }
+
+    /// Has what `write` does to `path` timed, as a write of that store.
+    fn timed<T>(
+        &self,
+        store: &'static str,
+        path: &Path,
+        write: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let timing = self.writes.as_ref().map(|writes| writes.begin_synced(store, "write_record", path));
+        let written = write();
+        if let Some(timing) = timing {
+            timing.end(written.is_ok());
+        }
+        written
     }
 
     /// A number that is used once in this life.

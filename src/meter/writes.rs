@@ -38,7 +38,7 @@ impl Writes {
         registry.register(Box::new(writes.latency.clone()))?;
         registry.register(Box::new(writes.errors.clone()))?;
         // There from the first scrape on, so that a rate over them is one.
-        for store in ["pods", "containers", "cni"] {
+        for store in ["pods", "containers", "cni", "images", "layers"] {
             writes.latency.with_label_values(&[store]);
             writes.errors.with_label_values(&[store]);
         }
@@ -47,7 +47,17 @@ impl Writes {
 
     /// A record of a store begins to be written, or removed.
     pub(crate) fn begin(&self, store: &'static str, action: &'static str, path: &Path) -> Write {
-        let under_way = self.board.begin(Kind::Write, action, store, path.display().to_string());
+        self.note(Kind::Write, store, action, path)
+    }
+
+    /// The same of a record that is synced to the disk, which may take long while much is pulled, and keeps no pod from
+    /// going on: the watchdog leaves it alone.
+    pub(crate) fn begin_synced(&self, store: &'static str, action: &'static str, path: &Path) -> Write {
+        self.note(Kind::Step, store, action, path)
+    }
+
+    fn note(&self, kind: Kind, store: &'static str, action: &'static str, path: &Path) -> Write {
+        let under_way = self.board.begin(kind, action, store, path.display().to_string());
         Write { writes: self.clone(), store, start: Instant::now(), _under_way: under_way }
     }
 }

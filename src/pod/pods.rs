@@ -313,6 +313,27 @@ impl Pods {
         shim.reopen_log().await.map_err(|error| Error::Container(error.into()))
     }
 
+    /// Sends a signal to the running container's first process; SIGKILL to all of its processes. Does not wait for anything else
+    /// that happens to it.
+    ///
+    /// # Errors
+    /// [`Error::ContainerState`] when it does not run.
+    pub async fn signal_container(&self, id: &str, signal: i32) -> Result<(), Error> {
+        const CALL: &str = "Kill";
+        let (_, container) = self.container(id).ok_or_else(|| no_container(id))?;
+        let shim = running(&container, CALL)?;
+        match shim.kill("", signal, signal == libc::SIGKILL).await {
+            // It ended meanwhile.
+            Err(error) if error.is_gone() => Err(Error::ContainerState {
+                id: container.id.clone(),
+                state: "exited",
+                call: CALL,
+                needed: "running",
+            }),
+            sent => sent.map_err(|error| Error::Container(error.into())),
+        }
+    }
+
     /// Writes a checkpoint of the running container to `location`, an absolute path at which nothing is. The container runs on.
     /// `limit` is how long criu may take.
     ///

@@ -99,6 +99,7 @@ fn image_options(config: &Config, meter: &Meter) -> image::Options {
         },
         discard_unpacked_layers: images.discard_unpacked_layers,
         meter: Some(meter.pulls.clone()),
+        writes: Some(meter.writes.clone()),
         ..image::Options::new(&config.root)
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{EnumOrUnknown, Message, MessageField};
+use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
 use containerd_shim_protos::shim_async::TaskClient;
 use tracing::{Instrument as _, Span};
 use ttrpc::asynchronous::Client;
@@ -15,7 +15,8 @@ use ttrpc::context::{self, Context};
 use super::criu::Restore;
 use super::error::Error;
 use super::socket;
-use crate::telemetry::{TRACEPARENT, traceparent};
+use super::timing;
+use crate::telemetry::{Place, TRACEPARENT, traceparent};
 
 /// A shim answers what is not a wait within this time, or it is stuck: creating a container on a machine under load takes
 /// seconds at worst, and the kubelet's own deadline is two minutes.
@@ -291,7 +292,7 @@ impl Shim {
     /// # Errors
     /// [`Error::Refused`] when the file can't be opened: the shim then goes on with the one it has.
     pub async fn reopen_log(&self) -> Result<(), Error> {
-        self.own_call("ReopenLog").await
+        self.own_call("ReopenLog", Vec::new()).await.map(drop)
     }
 
     /// Ends every exec of the container with all it started: a daemon that crashed has left them.
@@ -299,23 +300,23 @@ impl Shim {
     /// # Errors
     /// [`Error::Refused`] by a shim that is not ours.
     pub async fn end_execs(&self) -> Result<(), Error> {
-        self.own_call("EndExecs").await
+        self.own_call("EndExecs", Vec::new()).await.map(drop)
     }
 
-    /// A call without arguments of our own service.
-    async fn own_call(&self, method: &'static str) -> Result<(), Error> {
+    /// A call of our own service. Both are encoded messages; no bytes are an empty one.
+    pub(super) async fn own_call(&self, method: &'static str, payload: Vec<u8>) -> Result<Vec<u8>, Error> {
         let request = ttrpc::Request {
             service: "berth.shim.v1.Shim".to_owned(),
             method: method.to_owned(),
             timeout_nano: i64::try_from(ANSWER.as_nanos()).unwrap_or(i64::MAX),
-            payload: api::Empty::new().write_to_bytes().unwrap_or_default(),
+            payload,
             ..Default::default()
         };
         let reply = tokio::time::timeout(ANSWER, self.raw.request(request)).await;
         match reply {
             Err(_) => Err(self.timed_out(method, ANSWER)),
             Ok(Err(error)) => Err(self.failed(method, error)),
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(response)) => Ok(response.payload),
         }
     }
 
@@ -337,7 +338,18 @@ impl Shim {
         if let Some(place) = span.in_scope(traceparent) {
             context.add(TRACEPARENT.to_owned(), place);
         }
-        match tokio::time::timeout(limit, send(context)).instrument(span).await {
+        let place = span.in_scope(Place::here);
+        let reply = tokio::time::timeout(limit, send(context)).instrument(span).await;
+        if let Some(question) = timing::question(call, &place) {
+            let shim = self.clone();
+            tokio::spawn(async move {
+                // One of before there were timings refuses; one that ended has none any more.
+                if let Ok(answer) = shim.own_call("Timings", question).await {
+                    timing::record(&answer, &place);
+                }
+            });
+        }
+        match reply {
             Err(_) => Err(self.timed_out(call, limit)),
             Ok(reply) => reply.map_err(|error| self.failed(call, error)),
         }

@@ -5,18 +5,19 @@
 //! turns it on. Nothing of it costs anything where it is off.
 
 use std::env;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
-use opentelemetry::trace::{Status, TracerProvider as _};
+use opentelemetry::trace::{Span as _, Status, TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig, Identity};
 use opentelemetry_otlp::{SpanExporter, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tonic::Code;
 use tracing::{Metadata, Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -30,6 +31,8 @@ const SERVICE: &str = "berthd";
 const LAST_SPANS: Duration = Duration::from_secs(2);
 
 static ON: AtomicBool = AtomicBool::new(false);
+/// For spans of what was timed elsewhere.
+static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
 /// Why no traces can be sent although the environment asks for them.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +92,8 @@ impl Traces {
             .with_resource(resource.build())
             .with_batch_exporter(exporter.build()?)
             .build();
+        // This is called once in a process.
+        let _ = TRACER.set(provider.tracer(SERVICE));
         ON.store(true, Ordering::Relaxed);
         Ok(Some(Self(provider)))
     }
@@ -200,6 +205,18 @@ impl Place {
     /// Where the caller is.
     pub(crate) fn here() -> Self {
         Self(ON.load(Ordering::Relaxed).then(|| Span::current().context()))
+    }
+
+    /// Whether anything that is put there goes anywhere.
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.0.as_ref().is_some_and(|context| context.span().span_context().is_sampled())
+    }
+
+    /// Puts something there that was timed elsewhere, and is over.
+    pub(crate) fn record(&self, name: String, start: SystemTime, end: SystemTime) {
+        let (Some(context), Some(tracer)) = (&self.0, TRACER.get()) else { return };
+        let builder = tracer.span_builder(name).with_start_time(start);
+        builder.start_with_context(tracer, context).end_with_timestamp(end);
     }
 
     /// Puts a span without parent there.

@@ -4,8 +4,9 @@ use std::process::Output;
 
 use libtest_mimic::Trial;
 
-use crate::support::World;
+use super::resources::cgroup_file;
 use crate::support::runtime::binaries;
+use crate::support::{World, within};
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -18,6 +19,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         configuration_of_containerd,
         lists_are_filtered,
         names_are_completed,
+        signals_and_limits,
+        history_of_an_image,
     ]
 }
 
@@ -56,6 +59,10 @@ async fn a_web_server(world: &mut World) {
     let json: serde_json::Value = serde_json::from_str(&world.berth_ok(&["ps", "-o", "json"])).unwrap();
     assert!(json.to_string().contains(&id));
     assert!(world.berth_ok(&["pods"]).contains("web"));
+    assert!(world.berth_ok(&["port", "web"]).lines().any(|line| line == "80/tcp -> 0.0.0.0:18100"));
+    assert_eq!(world.berth_ok(&["port", "web", "80"]).lines().next(), Some("0.0.0.0:18100"));
+    let said = world.berth(&["port", "web", "81/udp"]);
+    assert!(String::from_utf8_lossy(&said.stderr).contains("81/udp of web is not published"), "{said:?}");
     assert_eq!(world.berth_ok(&["exec", "web", "sh", "-c", "echo $A"]), "b");
     let inspect: serde_json::Value = serde_json::from_str(&world.berth_ok(&["inspect", "web"])).unwrap();
     assert!(inspect.to_string().contains(&id));
@@ -151,6 +158,78 @@ async fn lists_are_filtered(world: &mut World) {
     assert_eq!(world.berth_ok(&["images", "-q", "--filter", "dangling=true"]), "");
     let said = world.berth(&["ps", "--filter", "colour=red"]);
     assert!(String::from_utf8_lossy(&said.stderr).contains("exitCode"), "{said:?}");
+}
+
+async fn signals_and_limits(world: &mut World) {
+    let image = world.reference("busybox");
+    let script = "trap 'exit 7' USR1; touch /ready; while :; do sleep 0.05; done";
+    let id = world.berth_ok(&["run", "-d", "--name", "tuned", &image, "sh", "-c", script]);
+    world.remember(&id);
+    let limits = ["--memory", "48m", "--cpus", "0.5", "--cpu-shares", "512", "--pids-limit", "60"];
+    assert_eq!(world.berth_ok(&[&["update"], &limits[..], &["tuned"]].concat()), "tuned");
+    let file = |files: &[&str]| cgroup_file(world, &id, files);
+    assert_eq!(file(&["memory.max", "memory.limit_in_bytes"]), (48 << 20).to_string());
+    assert_eq!(file(&["pids.max"]), "60");
+    assert!(file(&["cpu.max", "cpu.cfs_quota_us"]).starts_with("50000"));
+    let shown =
+        world.berth_ok(&["inspect", "-f", "{.resources.memoryLimitBytes} {.resources.cpuShares}", "tuned"]);
+    assert_eq!(shown, format!("{} 512", 48 << 20));
+    world.berth_ok(&["update", "--pids-limit", "-1", "tuned"]);
+    assert_eq!(file(&["pids.max"]), "max");
+    assert_eq!(file(&["memory.max", "memory.limit_in_bytes"]), (48 << 20).to_string(), "not named: it stays");
+
+    let waiting = std::process::Command::new(binaries().join("berth"))
+        .args(["wait", "tuned"])
+        .env("BERTH_ADDRESS", &world.daemon.socket)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = within(30);
+    while !world.berth(&["exec", "tuned", "test", "-e", "/ready"]).status.success() {
+        assert!(std::time::Instant::now() < deadline, "the script did not begin");
+    }
+    let said = world.berth(&["kill", "-s", "SIGNOPE", "tuned"]);
+    assert!(String::from_utf8_lossy(&said.stderr).contains("no signal"), "{said:?}");
+    // Without a handler the first process of a PID namespace does not notice.
+    world.berth_ok(&["kill", "-s", "HUP", "tuned"]);
+    assert_eq!(world.berth_ok(&["kill", "-s", "usr1", "tuned"]), "tuned");
+    let waited = waiting.wait_with_output().unwrap();
+    assert_eq!((String::from_utf8_lossy(&waited.stdout).trim_end(), waited.status.success()), ("7", true));
+    assert_eq!(world.berth_ok(&["wait", "tuned"]), "7", "one that has ended is waited for no longer");
+    let said = world.berth(&["kill", "tuned"]);
+    assert!(String::from_utf8_lossy(&said.stderr).contains("running"), "{said:?}");
+    assert!(!world.berth(&["wait", "nobody"]).status.success());
+
+    let id =
+        world.berth_ok(&["run", "-d", "--name", "stubborn", &image, "sh", "-c", "trap '' TERM; sleep 1000"]);
+    world.remember(&id);
+    world.berth_ok(&["kill", "stubborn"]);
+    assert_eq!(world.berth_ok(&["wait", "stubborn", "tuned"]), "137\n7");
+    world.berth_ok(&["rm", "tuned", "stubborn"]);
+    world.no_leaks();
+}
+
+async fn history_of_an_image(world: &mut World) {
+    let image = world.reference("busybox");
+    let id = world.berth_ok(&["run", "-d", "--name", "source", &image, "sleep", "1000"]);
+    world.remember(&id);
+    let made = format!("{image}-made");
+    world.berth_ok(&["commit", "--message", "a second layer", "source", &made]);
+    let json = world.berth_ok(&["history", "-o", "json", &made]);
+    let steps: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
+    assert_eq!(steps[0]["comment"], "a second layer", "the last step comes first: {json}");
+    let layers: Vec<_> = steps.iter().filter_map(|step| step["diffId"].as_str()).collect();
+    let status =
+        world.berth_ok(&["inspect", "--type", "image", "-f", ".info.info.imageSpec.rootfs.diff_ids", &made]);
+    let mut wanted: Vec<String> = serde_json::from_str(&status).unwrap();
+    wanted.reverse();
+    assert_eq!(layers, wanted);
+    assert!(world.berth_ok(&["history", &made]).contains("a second layer"));
+    let said = world.berth(&["history", "nothing-like-it"]);
+    assert!(String::from_utf8_lossy(&said.stderr).contains("berth images"), "{said:?}");
+    world.berth_ok(&["rm", "-f", "source"]);
+    world.berth_ok(&["rmi", &made]);
+    world.no_leaks();
 }
 
 /// As a shell asks.

@@ -64,12 +64,18 @@ async fn numbers_follow_what_happens(world: &mut World) {
         ("berth_streaming_sessions{kind=\"exec\"}", 0.0),
         ("berth_recovery_actions_total{action=\"failed\"}", 0.0),
         ("berth_store_errors_total{store=\"pods\"}", 0.0),
+        ("berth_store_errors_total{store=\"images\"}", 0.0),
     ] {
         assert_eq!(world.metric(name), Some(value), "{name}");
     }
     assert!(world.metric("berth_network_addresses_leased{network=\"bridge\"}").unwrap() >= 1.0);
     assert!(world.metric("berth_cri_image_pulls_bytes_total").unwrap() > 1000.0);
     assert!(world.metric("berth_store_commit_seconds_count{store=\"pods\"}").unwrap() >= 2.0);
+    // The pull of one image wrote the index and a record for each layer.
+    for store in ["images", "layers"] {
+        let written = world.metric(&format!("berth_store_commit_seconds_count{{store=\"{store}\"}}"));
+        assert!(written.unwrap() >= 1.0, "{store}");
+    }
     assert!(world.metric("berth_network_store_commits_total").unwrap() >= 2.0);
     assert!(world.metric("berth_network_store_commit_seconds_total").unwrap() > 0.0);
     assert!(world.metric("process_resident_memory_bytes").unwrap() > 1e6);

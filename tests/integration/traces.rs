@@ -23,7 +23,7 @@ use crate::support::{World, container, within};
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials![calls_and_their_stages, a_collector_that_is_not_there, what_is_not_built_in]
+    trials![calls_and_their_stages, a_runtime_program, a_collector_that_is_not_there, what_is_not_built_in]
 }
 
 /// Keeps what it is sent.
@@ -152,8 +152,15 @@ async fn calls_and_their_stages(world: &mut World) {
         ("container_create_shim", "create_container"),
         ("container_runtime_create", "create_container"),
         ("shim Create", "container_runtime_create"),
+        ("shim_fork", "shim Create"),
+        ("shim_rootfs", "shim Create"),
+        ("shim_specification", "shim Create"),
+        ("shim_namespaces", "shim Create"),
+        ("shim_mounts", "shim Create"),
+        ("shim_cgroup", "shim Create"),
         ("container_start", "start_container"),
         ("shim Start", "container_start"),
+        ("shim_start", "shim Start"),
     ];
     let wanted: Vec<&str> = calls.into_iter().chain(stages.map(|(stage, _)| stage)).collect();
     let trace = collector.trace(&trace_id, &wanted).await;
@@ -166,6 +173,16 @@ async fn calls_and_their_stages(world: &mut World) {
         assert_eq!(trace[stage].parent_span_id, trace[above].span_id, "{stage} is not below {above}");
         assert!(trace[stage].end_time_unix_nano >= trace[stage].start_time_unix_nano);
     }
+    // What the shim did lies within the call, one part after the other.
+    let parts =
+        ["shim_fork", "shim_rootfs", "shim_specification", "shim_namespaces", "shim_mounts", "shim_cgroup"];
+    let times = parts.map(|part| (trace[part].start_time_unix_nano, trace[part].end_time_unix_nano));
+    assert!(times.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{times:?}");
+    let call = &trace["shim Create"];
+    assert!(
+        call.start_time_unix_nano <= times[0].0 && times[5].1 <= call.end_time_unix_nano,
+        "{times:?} in {call:?}"
+    );
     assert_eq!(attribute(&trace["run_pod_sandbox"], "pod"), Some(Value::StringValue(pod_id.clone())));
     let refused = Some(Value::IntValue(i64::from(i32::from(tonic::Code::NotFound))));
     let failed = collector
@@ -185,6 +202,39 @@ async fn calls_and_their_stages(world: &mut World) {
     let spans = collector.spans.lock().clone();
     assert!(spans.len() > before);
     assert!(spans.iter().any(|span| span.name == "remove_pod_sandbox"), "the last spans were lost");
+}
+
+/// The shim's work where runc does the most of it.
+async fn a_runtime_program(world: &mut World) {
+    if !world.is_berth() {
+        return;
+    }
+    let collector = Collector::of(world).await;
+    let image = world.image("busybox").await;
+    let (pod, config) = (world.pod("traced"), container("main", &image, &["sleep", "1000"]));
+    let pod_id = world.run_pod_with(&pod, "runc").await.unwrap();
+    let create = CreateContainerRequest {
+        pod_sandbox_id: pod_id.clone(),
+        config: Some(config),
+        sandbox_config: Some(pod),
+    };
+    let id = world.runtime().create_container(traced(create)).await.unwrap().into_inner().container_id;
+    world.runtime().start_container(traced(StartContainerRequest { container_id: id })).await.unwrap();
+    let parts = ["shim_fork", "shim_rootfs", "shim_specification", "shim_cgroup"];
+    let trace = collector
+        .trace(&hex::decode(TRACE).unwrap(), &[&parts[..], &["shim Create", "shim Start"]].concat())
+        .await;
+    for part in parts {
+        assert_eq!(trace[part].parent_span_id, trace["shim Create"].span_id, "{part}");
+    }
+    for call in ["shim Create", "shim Start"] {
+        let parent = &trace[call].span_id;
+        let of_runc = |span: &&Span| span.name == "shim_runtime" && span.parent_span_id == *parent;
+        collector.until("run of runc", |spans| spans.iter().find(of_runc).map(drop)).await;
+    }
+    world.stop_pod(&pod_id).await.unwrap();
+    world.remove_pod(&pod_id).await.unwrap();
+    world.restart_with(&[]).await;
 }
 
 async fn a_collector_that_is_not_there(world: &mut World) {

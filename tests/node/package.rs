@@ -60,6 +60,8 @@ fn everything_is_installed_in_its_place_and_goes_again() {
         "usr/bin/berth-cni",
         "usr/share/man/man1/berth.1",
         "usr/share/man/man1/berth-doctor.1",
+        "usr/share/man/man8/berthd.8",
+        "usr/share/man/man8/containerd-shim-berth-v1.8",
         "usr/share/bash-completion/completions/berth",
         "usr/share/zsh/site-functions/_berth",
         "usr/share/fish/vendor_completions.d/berth.fish",
@@ -93,6 +95,36 @@ fn everything_is_installed_in_its_place_and_goes_again() {
     assert_eq!(files(&root), BTreeSet::from(["etc/berth/config.toml".to_owned()]));
 }
 
+/// Pages that are written by hand say all that the programs' own help says.
+#[test]
+fn the_daemons_page_has_all_its_options() {
+    let page = fs::read_to_string(repository().join("packaging/man/berthd.8")).unwrap().replace("\\-", "-");
+    for arguments in [&["--help"][..], &["config", "--help"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_berthd")).args(arguments).output().unwrap();
+        let help = text(&output);
+        let words = help.split_whitespace().filter(|word| word.starts_with("--"));
+        let commands =
+            help.lines().filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with(' '));
+        let commands =
+            commands.filter_map(|line| line.split_whitespace().next()).filter(|word| !word.starts_with('-'));
+        let mut seen = 0;
+        for word in words.chain(commands) {
+            seen += 1;
+            assert!(page.contains(word), "{word} is not in berthd.8");
+        }
+        assert!(seen > 4, "{help}");
+    }
+    let version = Command::new(env!("CARGO_BIN_EXE_berth")).arg("--version").output().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    programs(&directory.path().join("bin"));
+    make(&["stage", "PREFIX=/usr"], directory.path());
+    let staged = fs::read_to_string(directory.path().join("stage/man/berthd.8")).unwrap();
+    assert!(staged.contains(text(&version).trim()), "{staged}");
+    let changelog = fs::read_to_string(directory.path().join("stage/changelog")).unwrap();
+    let number = text(&version).trim().replace("berth ", "");
+    assert!(changelog.starts_with(&format!("berth ({number}-1) ")), "{changelog}");
+}
+
 #[test]
 fn the_package_is_made_of_what_is_there() {
     let manifest = fs::read_to_string(repository().join("Cargo.toml")).unwrap();
@@ -107,7 +139,9 @@ fn the_package_is_made_of_what_is_there() {
         let from = asset[0].as_str().unwrap();
         let found: PathBuf =
             match (from.strip_prefix("target/package/"), from.strip_prefix("target/release/")) {
-                (Some(staged), _) => stage.join(staged.trim_end_matches("*.1")),
+                (Some(staged), _) => {
+                    stage.join(staged.split_once('*').map_or(staged, |(directory, _)| directory))
+                }
                 (_, Some(program)) => directory.path().join("bin").join(program),
                 _ => repository().join(from),
             };
@@ -131,7 +165,9 @@ fn the_package_is_made_of_what_is_there() {
         assert!(output.status.success(), "{name}: {}", text(&output));
     }
     let postinst = fs::read_to_string(scripts.join("postinst")).unwrap();
-    for never in ["systemctl start", "systemctl restart", "systemctl enable berth", "deb-systemd-invoke"] {
+    for never in
+        ["systemctl start", "systemctl restart", "systemctl enable berth", "invoke start", "invoke restart"]
+    {
         assert!(!postinst.contains(never), "{never}");
     }
 }

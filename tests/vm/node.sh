@@ -3,7 +3,8 @@
 # happens there, or what GUEST names beside it (pods-guest.sh: pods in systemd's scopes).
 #
 # KERNEL  package of the kernel      (default: what linux-image-cloud-amd64 stands for)
-# MEMORY  MiB (3072)   CPUS (1)      LIMIT  seconds until it is ended (1200)    WORK  where it builds (target/vm)
+# MEMORY  MiB (3072)   CPUS (1)   NICE (10)   LIMIT  seconds until it is ended (1200)    WORK  where it builds (target/vm)
+# DEB     the package that is installed there as well; none: that part is passed over
 #
 # Leaves the serial line's text in $WORK/node.log; exits with the guest's own status, 125 when it ended without telling one.
 set -eu
@@ -46,6 +47,11 @@ install -m 0755 "$here/${GUEST:-node-guest.sh}" "$root/node-guest"
 if runc=$(command -v runc); then
     cp -L "$runc" "$root/usr/bin/runc"
 fi
+[ -z "${DEB:-}" ] || cp "$DEB" "$root/berth.deb"
+# Somebody's own, to come back as it was.
+printf 'runtime-endpoint: unix:///run/containerd/containerd.sock\n' >"$root/etc/crictl.yaml"
+chmod 0640 "$root/etc/crictl.yaml"
+touch -d '2024-02-03 04:05:06 UTC' "$root/etc/crictl.yaml"
 # A container's root can't be changed away from the kernel's first file system: systemd starts on another.
 cat >"$root/init" <<'INIT'
 #!/bin/busybox sh

@@ -2,10 +2,12 @@
 //!
 //! `berth.shim.v1.Shim` has the methods `ReopenLog`, `EndExecs`, `Attach` and `AttachInput`; their requests and answers are
 //! `google.protobuf.Empty` (no bytes). After the answer to the latter two the connection is no ttrpc any more (see `audience`).
+//! `Timings` takes `Create` or `Start` as a `google.protobuf.StringValue`, and gives a JSON list in one (see `timing`).
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{TaskPaused, TaskResumed};
 use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::wrappers::StringValue;
 use containerd_shim_protos::topics::{TASK_PAUSED_EVENT_TOPIC, TASK_RESUMED_EVENT_TOPIC};
 use containerd_shim_protos::ttrpc::proto::Request;
 
@@ -17,6 +19,7 @@ use crate::rootfs::RootfsMount;
 use crate::status::{Code, Failure};
 use crate::stdio::Stdio;
 use crate::sys;
+use crate::timing::{self, Laps, Timing};
 use crate::{delete, metrics, update};
 
 use super::answer::{Outcome, not_found, parse, refused, time};
@@ -27,7 +30,10 @@ use super::{KILL_WAIT, Shim, restore};
 impl Shim {
     /// One request.
     pub(super) fn call(&mut self, reply: Reply, payload: &[u8]) {
-        let outcome = parse::<Request>(payload).and_then(|request| match request.service.as_str() {
+        let request = parse::<Request>(payload);
+        let recorded = request.as_ref().is_ok_and(|request| timing::is_recorded(&request.metadata));
+        self.traced = recorded.then(timing::now);
+        let outcome = request.and_then(|request| match request.service.as_str() {
             "containerd.task.v2.Task" | "containerd.task.v3.Task" => {
                 if self.foreign.is_some() {
                     self.forward(reply, &request.method, &request.payload)
@@ -38,6 +44,7 @@ impl Shim {
             "berth.shim.v1.Shim" => match request.method.as_str() {
                 "ReopenLog" => self.reopen_log(reply),
                 "EndExecs" => self.end_execs(reply),
+                "Timings" => self.tell_timings(reply, &parse(&request.payload)?),
                 "Attach" => self.attach(reply, false),
                 "AttachInput" => self.attach(reply, true),
                 method => Err(Failure::new(Code::Unimplemented, format!("no method {method}"))),
@@ -108,6 +115,7 @@ impl Shim {
             stdout,
             stderr,
             seccomp_cache: self.seccomp_cache.clone(),
+            traced: self.traced,
         };
         if let Some(source) = source {
             return self.create_later(reply, source, creation, purpose);
@@ -143,19 +151,43 @@ impl Shim {
         {
             container.phase = Phase::Running;
             let pid = unsigned(container.pid);
+            self.started_at_once();
             self.tell_started(pid);
             self.answer(reply, &api::StartResponse { pid, ..Default::default() });
             return Ok(());
         }
+        let traced = self.traced;
         let job = job::spawn(&[], move |reporter| match binary {
             None => create::start(&id, &bundle, reporter),
             Some(binary) => match binary.start(&id) {
-                Ok(()) => reporter.done(),
+                Ok(()) => {
+                    Laps::new(reporter, traced).lap("shim_runtime");
+                    reporter.done();
+                }
                 Err(failure) => reporter.failed(&failure),
             },
         })?;
         container.phase = Phase::Starting;
         self.jobs.push(Running::new(job, Purpose::Start, reply));
+        Ok(())
+    }
+
+    /// A start that took no process of its own.
+    fn started_at_once(&mut self) {
+        if let Some(start) = self.traced {
+            self.timings.started.push(Timing { name: "shim_start".to_owned(), start, end: timing::now() });
+        }
+    }
+
+    /// What took how long of the last call of that name; it is forgotten then.
+    fn tell_timings(&mut self, reply: Reply, call: &StringValue) -> Outcome {
+        let timings = match call.value.as_str() {
+            "Create" => std::mem::take(&mut self.timings.created),
+            "Start" => std::mem::take(&mut self.timings.started),
+            _ => Vec::new(),
+        };
+        let value = serde_json::to_string(&timings).unwrap_or_default();
+        self.answer(reply, &StringValue { value, ..Default::default() });
         Ok(())
     }
 

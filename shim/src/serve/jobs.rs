@@ -13,6 +13,7 @@ use crate::status::{Code, Failure};
 use crate::stdio::Stdio;
 use crate::stream::{Input, Sink, Stream};
 use crate::sys::{self, Reaped};
+use crate::timing::{PARTS_MAX, Timing};
 
 use super::Shim;
 use super::container::{Phase, Process, Reply};
@@ -43,6 +44,7 @@ pub(super) struct Running {
     pid: i32,
     cgroups: Vec<PathBuf>,
     master: Option<OwnedFd>,
+    timings: Vec<Timing>,
 }
 
 impl Running {
@@ -56,6 +58,7 @@ impl Running {
             pid: 0,
             cgroups: Vec::new(),
             master: None,
+            timings: Vec::new(),
         }
     }
 }
@@ -77,6 +80,8 @@ impl Shim {
                 Report::Pid(pid) => running.pid = pid,
                 Report::Cgroup(directory) => running.cgroups.push(PathBuf::from(directory)),
                 Report::Terminal(master) => running.master = Some(master),
+                Report::Took(timing) if running.timings.len() < PARTS_MAX => running.timings.push(timing),
+                Report::Took(_) => {}
                 Report::Done => result = result.or(Some(Ok(()))),
                 Report::Failed(failure) => result = result.or(Some(Err(failure))),
             }
@@ -102,7 +107,12 @@ impl Shim {
     }
 
     fn finish(&mut self, running: Running, result: Result<(), Failure>) {
-        let Running { purpose, reply, pid, cgroups, master, ended, job, .. } = running;
+        let Running { purpose, reply, pid, cgroups, master, ended, job, timings, .. } = running;
+        match purpose {
+            Purpose::Create { .. } => self.timings.created.extend(timings),
+            Purpose::Start => self.timings.started.extend(timings),
+            _ => {}
+        }
         match purpose {
             Purpose::Create { process, copies, terminal, stdin } => {
                 if let Err(failure) = result {

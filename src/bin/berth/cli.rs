@@ -44,6 +44,10 @@ impl Cli {
             Command::Events(events) => events.execute(address).await,
             Command::Logs(logs) => logs.execute(address).await,
             Command::Cp(cp) => cp.execute(address).await,
+            Command::Port(port) => port.execute(address).await,
+            Command::Wait(wait) => wait.execute(address).await,
+            Command::Update(update) => update.execute(address).await,
+            Command::Kill(kill) => kill.execute(address).await,
             Command::Stop(stop) => stop.execute(address).await,
             Command::Rm(rm) => rm.execute(address).await,
             Command::Inspect(inspect) => inspect.execute(address).await,
@@ -54,6 +58,7 @@ impl Cli {
             Command::Tag(tag) => tag.execute(address).await,
             Command::Login(login) => login.execute(address).await,
             Command::Logout(logout) => logout.execute().await,
+            Command::History(history) => history.execute(address).await,
             Command::Images(images) => images.execute(address).await,
             Command::Rmi(rmi) => rmi.execute(address).await,
             Command::Import(import) => import.execute(address).await,
@@ -80,7 +85,7 @@ pub(crate) enum Command {
     Run(Box<commands::run::Run>),
     /// Execute a command in a running container
     Exec(commands::exec::Exec),
-    /// Be at the streams of a running container
+    /// Attach to the standard streams of a running container
     Attach(commands::attach::Attach),
     /// List containers
     Ps(commands::ps::Ps),
@@ -96,6 +101,14 @@ pub(crate) enum Command {
     Logs(commands::logs::Logs),
     /// Copy files into and out of containers
     Cp(commands::cp::Cp),
+    /// Show where ports of a container or pod are published
+    Port(commands::port::Port),
+    /// Wait until containers have ended, and print their exit codes
+    Wait(commands::wait::Wait),
+    /// Change the limits of containers
+    Update(commands::update::Update),
+    /// Send a signal to containers
+    Kill(commands::kill::Kill),
     /// Stop containers or pods
     Stop(commands::stop::Stop),
     /// Remove containers or pods
@@ -112,12 +125,14 @@ pub(crate) enum Command {
     Push(commands::push::Push),
     /// Give an image one more name
     Tag(commands::tag::Tag),
-    /// Keep credentials for a registry, once it has taken them
+    /// Check credentials with a registry, and keep them
     Login(commands::login::Login),
     /// Forget the credentials for a registry
     Logout(commands::logout::Logout),
     /// List images
     Images(commands::images::Images),
+    /// Show how an image was made
+    History(commands::history::History),
     /// Remove images
     Rmi(commands::rmi::Rmi),
     /// Read images from an archive (OCI layout or docker save)
@@ -129,7 +144,7 @@ pub(crate) enum Command {
     /// Make, look at and remove networks, connect pods to them
     #[command(subcommand)]
     Network(commands::network::Network),
-    /// Take over the configuration of other runtimes
+    /// Take over the configuration of other runtimes (the daemon's own: `berthd config`)
     #[command(subcommand)]
     Config(commands::config::Config),
     /// Make, look at and remove volumes

@@ -4,8 +4,22 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// What somebody typed from habit, and what does it here.
 const WORDS: &[(&[&str], &str)] = &[
-    (&["kill"], "`berth stop --time 0 NAME` kills a container"),
-    (&["start", "restart"], "a container that has ended is not started again: `berth run` makes a new one"),
+    (
+        &["start", "restart"],
+        "a container that has ended is not started again, as the CRI has it: `berth rm NAME`, then `berth run --name NAME …` \
+         makes a new one (a pod of Kubernetes: its kubelet does)",
+    ),
+    (
+        &["pause", "unpause"],
+        "the CRI knows no pause: `berth kill -s STOP NAME` halts a container's first process, `-s CONT` lets it go on; \
+         `berth update --cpus 0.01 NAME` slows all of it down",
+    ),
+    (
+        &["diff"],
+        "`berth commit` makes an image of what a container wrote, `berth cp NAME:PATH -` shows a part of it",
+    ),
+    (&["rename"], "names stay: `berth run --name NAME` gives a new container its name"),
+    (&["search"], "registries are not searched: `berth pull` takes the whole name of an image"),
     (&["create"], "`berth run -d` makes and starts a container"),
     (
         &["build", "buildx", "builder"],
@@ -24,7 +38,6 @@ const WORDS: &[(&[&str], &str)] = &[
     (&["runp"], "`berth run` makes a pod for the container that it runs"),
     (&["statsp", "metricsp"], "`berth stats` shows what containers use"),
     (&["imagefsinfo"], "`berth system df` shows what takes room on the disk"),
-    (&["port"], "`berth inspect NAME` shows a container's ports"),
     (
         &["prune"],
         "`berth system prune`, `berth volume prune` and `berth network prune` remove what nothing uses",
@@ -53,7 +66,7 @@ mod tests {
     #[test]
     fn habits_are_answered() {
         let advice_of = |words: &[&str]| advice(&Cli::try_parse_from(words).unwrap_err());
-        assert!(advice_of(&["berth", "kill", "web"]).unwrap().contains("stop --time 0"));
+        assert!(advice_of(&["berth", "start", "web"]).unwrap().contains("berth run --name"));
         assert!(advice_of(&["berth", "image", "ls"]).unwrap().contains("berth images"));
         assert_eq!(advice_of(&["berth", "frobnicate"]), None);
         assert_eq!(advice_of(&["berth", "ps", "--no-such"]), None);

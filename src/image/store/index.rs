@@ -60,7 +60,7 @@ impl Store {
         let path = self.images_directory.join("index.json");
         let bytes =
             serde_json::to_vec(&index).map_err(|source| Error::Index { path: path.clone(), source })?;
-        write_whole(&path, &bytes, true)
+        self.timed("images", &path, || write_whole(&path, &bytes, true))
     }
 
     /// Reads the index. An image whose manifest or configuration is missing or damaged is left out with a warning: it

@@ -101,12 +101,14 @@ impl Store {
             unsynced_boot: Some(self.boot.clone()),
             directory: short.clone(),
         };
-        write_record(&path, &record)?;
         let target = self.layers_directory.join(&short);
         if target.exists() {
             self.discard(&target);
         }
-        std::fs::rename(&path, &target).map_err(Error::io("renaming", &path))?;
+        self.timed("layers", &target, || {
+            write_record(&path, &record)?;
+            std::fs::rename(&path, &target).map_err(Error::io("renaming", &path))
+        })?;
         work.path = None;
         self.state.write().layers.insert(chain, record);
         Ok(())

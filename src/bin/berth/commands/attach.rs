@@ -16,7 +16,7 @@ pub(crate) struct Attach {
     /// Only watch: pass nothing on to its standard input
     #[arg(long)]
     no_stdin: bool,
-    /// The container: its id, a unique prefix of that, its name, or POD/NAME
+    /// The container: id, unique prefix of it, name, or POD/NAME
     container: String,
 }
 

@@ -9,6 +9,7 @@ use clap::Args;
 use crate::client::Client;
 use crate::failure::Answer;
 use crate::names::Names;
+use crate::options::duration;
 use crate::output;
 
 /// Options of `checkpoint`.
@@ -24,14 +25,15 @@ pub(crate) struct Checkpoint {
     /// The archive, on the node; what is there already is not overwritten
     #[arg(short, long, visible_alias = "export", value_name = "FILE")]
     output: PathBuf,
-    /// Give up after so many seconds; 0: after ten minutes
-    #[arg(short, long, default_value_t = 0, value_name = "SECONDS")]
-    time: u32,
+    /// Give up after so long, as in 90 (seconds) or 5m; 0: after ten minutes
+    #[arg(short, long, default_value = "0", value_name = "TIME")]
+    time: String,
 }
 
 impl Checkpoint {
     /// Writes the archive and prints its path.
     pub(crate) async fn execute(self, address: &str) -> Result<u8> {
+        let limit = duration::parse(&self.time).context("--time")?;
         let location = std::path::absolute(&self.output)
             .with_context(|| format!("reading the path {}", self.output.display()))?;
         let location = location.to_str().with_context(|| format!("{} is no text", location.display()))?;
@@ -41,7 +43,7 @@ impl Checkpoint {
         let request = CheckpointContainerRequest {
             container_id: container.id.clone(),
             location: location.to_owned(),
-            timeout: self.time.into(),
+            timeout: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
         };
         let made = client.runtime.checkpoint_container(request).await.answer();
         made.with_context(|| format!("checkpointing {}", self.container))?;

@@ -14,6 +14,10 @@ use crate::session::{Outcome, Session, terminal};
 
 /// Options of `exec`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "It runs as the container's user, with its variables, in its directory: the CRI knows no others. `berth exec NAME env A=b sh \
+    -c 'cd /x && …'` does what docker's -e and -w do."
+)]
 pub(crate) struct Exec {
     /// End the command after so long, as in 10 (seconds) or 2m, and show what it wrote then
     #[arg(long, value_name = "TIME", conflicts_with_all = ["interactive", "tty"])]
@@ -24,7 +28,7 @@ pub(crate) struct Exec {
     /// Give it a terminal; Ctrl-P Ctrl-Q leaves, which ends the command
     #[arg(short, long)]
     tty: bool,
-    /// The container: its id, a unique prefix of that, its name, or POD/NAME
+    /// The container: id, unique prefix of it, name, or POD/NAME
     container: String,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]

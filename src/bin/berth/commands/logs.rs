@@ -14,7 +14,7 @@ use crate::options::duration;
 /// Options of `logs`.
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
-    /// The container: its id, a unique prefix of that, its name, or POD/NAME
+    /// The container: id, unique prefix of it, name, or POD/NAME
     container: String,
     /// Go on until the container ends
     #[arg(short, long)]

@@ -21,7 +21,7 @@ pub(crate) struct Push {
     /// Print nothing but the images' references
     #[arg(short, long)]
     quiet: bool,
-    /// Credentials for the registry, instead of those of `berth login` (better given in the environment)
+    /// Credentials for the registry, instead of those of `berth login` (better given in the environment: command lines are visible to all)
     #[arg(long, env = "BERTH_CREDS", hide_env_values = true, value_name = "USER:PASSWORD")]
     creds: Option<String>,
 }

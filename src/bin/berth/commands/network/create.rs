@@ -44,7 +44,7 @@ pub(crate) struct Create {
     #[arg(short, long = "opt", value_name = "KEY=VALUE")]
     opt: Vec<String>,
     /// Put a label on it
-    #[arg(long, value_name = "KEY[=VALUE]")]
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
     /// Its name
     #[arg(value_name = "NETWORK")]

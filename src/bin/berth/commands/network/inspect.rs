@@ -8,7 +8,8 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::client::Client;
-use crate::{failure, output};
+use crate::failure;
+use crate::output::{self, path::Template};
 
 /// Options of `network inspect`.
 #[derive(Debug, Args)]
@@ -16,11 +17,15 @@ pub(crate) struct Inspect {
     /// Networks
     #[arg(required = true, value_name = "NETWORK")]
     names: Vec<String>,
+    /// Print parts only, as `berth inspect` has it
+    #[arg(short, long, value_name = "PATH")]
+    format: Option<String>,
 }
 
 impl Inspect {
     /// Prints a list with what was found; what was not is an error after that.
     pub(crate) async fn execute(self, address: &str) -> Result<u8> {
+        let format = self.format.as_deref().map(Template::parse).transpose().context("--format")?;
         let mut client = Client::connect(address).await?;
         let (mut found, mut failed) = (Vec::new(), Vec::new());
         for name in &self.names {
@@ -29,7 +34,13 @@ impl Inspect {
                 Err(error) => failed.push(error),
             }
         }
-        output::print_json(&found)?;
+        let Some(format) = format else {
+            output::print_json(&found)?;
+            return failure::summary(failed);
+        };
+        for network in &found {
+            output::print_line(&format.apply(&serde_json::to_value(network)?).context("--format")?)?;
+        }
         failure::summary(failed)
     }
 }
