@@ -48,7 +48,7 @@ build)
 peers)
     ensure docker-registry containerd runc crun containernetworking-plugins iptables busybox-static \
         iproute2 nftables conntrack apache2-utils openssl skopeo curl ca-certificates util-linux bsdutils procps \
-        python3-websocket etcd-server etcd-client iperf3
+        python3-websocket etcd-server etcd-client iperf3 wireguard-tools
     # Any kubectl will do; Google's package and Debian's exclude each other.
     command -v kubectl >/dev/null || ensure kubernetes-client
     # Debian starts what it installs; nothing here uses the system's own containerd or registry.

@@ -13,6 +13,7 @@
 mod agent;
 mod audit;
 mod endpoint;
+mod guest;
 mod naming;
 mod networks;
 mod overlay;
@@ -24,6 +25,7 @@ mod verify;
 mod watch;
 
 pub use audit::Audit;
+pub use overlay::{HeldBlock, Reclaimed};
 pub use status::{NetworkStatus, PoolStatus, PoolUse, Report};
 
 use std::{
@@ -169,12 +171,13 @@ impl Controller {
         options.check()?;
         let workers = Workers::start()?;
         let mut kernel = Kernel::open().map_err(Error::kernel("opening netlink sockets"))?;
+        let tunnels = options.overlay.as_ref().map(|overlay| vec![overlay.port, overlay.wireguard_port]);
         let overlay = options.overlay.map(|overlay| Plane::open(overlay, &mut kernel.route)).transpose()?;
         let inner = Inner {
             store: Store::open(&options.store)?,
             resolvers: Resolvers::new(),
             ipam: Box::new(Embedded),
-            firewall: Firewall::new(options.table),
+            firewall: Firewall::new(options.table, tunnels.unwrap_or_default()),
             prefix: options.interface_prefix,
             definitions: options.definitions,
             default_network: options.network.clone(),
@@ -219,7 +222,7 @@ impl Controller {
             }
             store::put_sandbox(
                 &tx,
-                &Sandbox { id: spec.id, netns: spec.netns, endpoints: Vec::new(), naming: None },
+                &Sandbox { id: spec.id, netns: spec.netns, endpoints: Vec::new(), naming: None, guest: None },
             )?;
             commit(tx)
         })

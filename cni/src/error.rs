@@ -293,6 +293,17 @@ pub enum Error {
         /// Who has it.
         host: String,
     },
+    /// A host's addresses are its own for as long as it lives.
+    #[error(
+        "host {host} is alive: its addresses are not taken from it; stop berthd there and wait for its lease to end"
+    )]
+    HostAlive {
+        /// The host's name, or its id.
+        host: String,
+    },
+    /// Nobody of that id has addresses.
+    #[error("no host {0:?} has addresses: berth network ipam blocks lists those that have")]
+    HostNotFound(String),
     /// No block is left for this host.
     #[error("no block of {subnet} of network {network:?} is left for this host: all {blocks} are given out")]
     NoBlock {
@@ -337,7 +348,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Invalid { .. } => Kind::InvalidArgument,
-            Self::NetworkNotFound(_) | Self::SandboxNotFound(_) => Kind::NotFound,
+            Self::NetworkNotFound(_) | Self::SandboxNotFound(_) | Self::HostNotFound(_) => Kind::NotFound,
             Self::NetworkExists(_)
             | Self::NetworkTaken(_)
             | Self::SandboxExists { .. }
@@ -361,6 +372,7 @@ impl Error {
             | Self::NoUnderlay(_)
             | Self::AddressElsewhere { .. }
             | Self::AddressHeld { .. }
+            | Self::HostAlive { .. }
             | Self::NetworkInUseElsewhere { .. }
             | Self::BuiltIn(_) => Kind::FailedPrecondition,
             Self::PoolExhausted { .. } | Self::NoBlock { .. } => Kind::ResourceExhausted,

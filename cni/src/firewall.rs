@@ -11,6 +11,8 @@
 //!   set internal  { type ifname }                        bridges that nothing leaves or enters
 //!
 //!   chain guard       raw prerouting:  from a bridge, to or from 127.0.0.0/8            drop
+//!                                      to a tunnel's port of this host                  notrack
+//!   chain tunnels     raw output:      to a tunnel's port                               notrack
 //!   chain prerouting  dstnat:          to an address of this host                       jump hostports
 //!   chain output      dstnat:          to an address of this host                       jump hostports
 //!   chain hostports                    dnat to map @hostports4, then @ports4            (and 6; never for ::1)
@@ -34,6 +36,9 @@
 //! (CVE-2020-8558: neighbours reaching services that listen on loopback). IPv6 has no such switch: `[::1]:port` is never
 //! translated, it is refused at once, and clients of `localhost` fall back to 127.0.0.1.
 //!
+//! Overlays' packets between hosts (UDP to the ports of VXLAN and WireGuard) are no connections: each is for itself, answers come
+//! from other ports. What is in them is tracked; to track them as well would cost each packet twice.
+//!
 //! The `forward` chain comes after the host's own filters, and before anything of ours it asks the administrator's chain:
 //! `nft add rule inet NAME admin …`. Rules there stay when ours are rewritten; they go with the table.
 //!
@@ -54,11 +59,13 @@ use crate::{
     ports::published,
 };
 
-/// In every rule's comment; another text makes the rules be rewritten.
-const COMMENT: &str = "berth rules 2";
+/// Which rules these are.
+const RULES: &str = "berth rules 3";
 
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
+/// `IPPROTO_UDP`
+const UDP: u8 = 17;
 
 /// nft's own numbers for types, so that `nft list` shows addresses and ports. A concatenation shifts by 6 bits.
 mod kind {
@@ -92,10 +99,11 @@ const SETS: [Set; 9] = [
 const ADMIN: &str = "admin";
 
 /// `NF_INET_*` and nft's standard priorities.
-const CHAINS: [(&str, Option<Hook>); 7] = [
+const CHAINS: [(&str, Option<Hook>); 8] = [
     (ADMIN, None),
     ("forward", Some(Hook { kind: "filter", number: 2, priority: 10 })),
     ("guard", Some(Hook { kind: "filter", number: 0, priority: -300 })),
+    ("tunnels", Some(Hook { kind: "filter", number: 3, priority: -300 })),
     ("hostports", None),
     ("prerouting", Some(Hook { kind: "nat", number: 0, priority: -100 })),
     ("output", Some(Hook { kind: "nat", number: 3, priority: -100 })),
@@ -106,11 +114,18 @@ const CHAINS: [(&str, Option<Hook>); 7] = [
 #[derive(Clone, Debug)]
 pub(crate) struct Firewall {
     table: String,
+    /// UDP ports of this host's tunnels.
+    tunnels: Vec<u16>,
 }
 
 impl Firewall {
-    pub(crate) fn new(table: String) -> Self {
-        Self { table }
+    pub(crate) fn new(table: String, tunnels: Vec<u16>) -> Self {
+        Self { table, tunnels }
+    }
+
+    /// In every rule's comment; another text makes the rules be rewritten.
+    fn comment(&self) -> String {
+        self.tunnels.iter().fold(RULES.to_owned(), |text, port| format!("{text}, {port}/udp"))
     }
 
     pub(crate) fn table(&self) -> &str {
@@ -119,10 +134,10 @@ impl Firewall {
 
     /// Makes table, chains, sets and rules be there. One transaction: traffic never sees half of it.
     pub(crate) fn ensure(&self, socket: &mut Socket) -> Result<()> {
-        let rules = rules();
+        let (rules, wanted) = (rules(&self.tunnels), self.comment());
         let mut present = nft::comments(socket, &self.table).map_err(self.failed("reading"))?;
         present.retain(|(chain, _)| chain != ADMIN);
-        let current = present.len() == rules.len() && present.iter().all(|(_, comment)| comment == COMMENT);
+        let current = present.len() == rules.len() && present.iter().all(|(_, comment)| *comment == wanted);
         let mut tx = Transaction::new(&self.table);
         tx.table();
         for (id, set) in (1..).zip(&SETS) {
@@ -136,7 +151,7 @@ impl Firewall {
                 tx.clear(name);
             }
             for (chain, rule) in rules {
-                tx.rule(chain, COMMENT, rule);
+                tx.rule(chain, &wanted, rule);
             }
         }
         tx.commit(socket).map_err(self.failed("writing"))
@@ -423,16 +438,28 @@ impl Family {
 }
 
 /// All rules with their chains, in order.
-fn rules() -> Vec<(&'static str, Rule)> {
+fn rules(tunnels: &[u16]) -> Vec<(&'static str, Rule)> {
     let loopback4 = |rule: Rule, offset| rule.payload(Layer::Network, offset, 1, KEY).equal(KEY, &[127]);
     let [v4, v6] = FAMILIES;
-    let from_bridge = || v4.rule().meta(Meta::InputName, KEY).in_set("bridges", KEY);
+    // Every packet passes these: what is told by a look at one byte comes before what is looked up.
+    let from_bridge = |rule: Rule| rule.meta(Meta::InputName, KEY).in_set("bridges", KEY);
     let mut rules = vec![
-        ("guard", loopback4(from_bridge(), v4.destination).drop()),
-        ("guard", loopback4(from_bridge(), v4.source).drop()),
+        ("guard", from_bridge(loopback4(v4.rule(), v4.destination)).drop()),
+        ("guard", from_bridge(loopback4(v4.rule(), v4.source)).drop()),
+    ];
+    for port in tunnels {
+        let to_port = || {
+            let udp = Rule::default().meta(Meta::Protocol, KEY).equal(KEY, &[UDP]);
+            udp.payload(Layer::Transport, 2, 2, KEY).equal(KEY, &port.to_be_bytes())
+        };
+        // Somebody else's that only pass through may have to be translated.
+        rules.push(("guard", to_port().for_this_host().untrack()));
+        rules.push(("tunnels", to_port().untrack()));
+    }
+    rules.extend([
         ("prerouting", Rule::default().for_this_host().jump("hostports")),
         ("output", Rule::default().for_this_host().jump("hostports")),
-    ];
+    ]);
     for family in [&v4, &v6] {
         rules.extend(family.host_ports().map(|rule| ("hostports", rule)));
         rules.extend(family.masquerade().map(|rule| ("postrouting", rule)));

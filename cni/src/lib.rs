@@ -40,12 +40,14 @@ mod store;
 mod sysctl;
 mod worker;
 
-pub use controller::{Audit, Controller, NetworkStatus, Options, PoolStatus, PoolUse, Report};
+pub use controller::{
+    Audit, Controller, HeldBlock, NetworkStatus, Options, PoolStatus, PoolUse, Reclaimed, Report,
+};
 pub use definition::NetworkRequest;
 pub use error::{Error, Kind, Result};
 pub use model::{
-    Bandwidth, BridgeOptions, Endpoint, EndpointOptions, Flow, Network, OverlayOptions, PortMapping,
-    Protocol, Sandbox, SandboxSpec, Traffic,
+    Bandwidth, BridgeOptions, Endpoint, EndpointOptions, Flow, GuestSpec, Network, OverlayOptions,
+    PortMapping, Protocol, Sandbox, SandboxSpec, Traffic,
 };
 pub use resolver::{Directory, NameCounts, Named, NamedPort, Naming};
 pub use store::commits;

@@ -205,12 +205,20 @@ pub(crate) struct BridgePort {
     pub(crate) flood: bool,
 }
 
-/// Brings a port of a bridge into service: no addresses of its own (it would take a link-local one and announce it), up.
-pub(crate) fn enable_port(socket: &mut Socket, name: &str, wanted: &BridgePort) -> io::Result<()> {
-    let mut silent = named(name);
-    silent.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+/// Without IPv6 there is no address generation to turn off.
+const NO_IPV6: [Errno; 3] = [Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP, Errno::EINVAL];
+
+/// Has an interface take no address by itself.
+fn silent(name: &str) -> LinkMessage {
+    let mut message = named(name);
+    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
         AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
     ])]));
+    message
+}
+
+/// Brings a port of a bridge into service: no addresses of its own (it would take a link-local one and announce it), up.
+pub(crate) fn enable_port(socket: &mut Socket, name: &str, wanted: &BridgePort) -> io::Result<()> {
     let mut port = named(name);
     port.attributes.push(LinkAttribute::Controller(wanted.bridge));
     let mut hairpin = named(name);
@@ -225,12 +233,11 @@ pub(crate) fn enable_port(socket: &mut Socket, name: &str, wanted: &BridgePort) 
         ])),
     ]));
     let mut messages = Messages::new();
-    messages.push_typed(NEWLINK, 0, &silent);
+    messages.push_typed(NEWLINK, 0, &silent(name));
     messages.push_typed(NEWLINK, 0, &port);
     messages.push_typed(NEWLINK, 0, &hairpin);
     let replies = socket.exchange(messages)?;
-    // Without IPv6 there is no address generation to turn off.
-    replies[0].accept(&[Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP, Errno::EINVAL])?;
+    replies[0].accept(&NO_IPV6)?;
     replies.iter().skip(1).try_for_each(|reply| reply.accept(&[]))
 }
 
@@ -433,6 +440,24 @@ pub(crate) fn create_sublink(
         });
     };
     socket.call(NEWLINK, CREATE | flags::ACK, fill).map(drop)
+}
+
+/// Creates an intermediate device, which sends on what is led through it; up, and without addresses of its own.
+pub(crate) fn create_ifb(socket: &mut Socket, name: &str, mtu: u32) -> io::Result<()> {
+    let mut message = named(name);
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
+    let mut enable = named(name);
+    up(&mut enable);
+    let mut messages = Messages::new();
+    messages.push_typed(NEWLINK, CREATE, &message);
+    messages.push_typed(NEWLINK, 0, &silent(name));
+    messages.push_typed(NEWLINK, 0, &enable);
+    let replies = socket.exchange(messages)?;
+    let [made, silenced, enabled] = &replies[..] else { return Err(Errno::EIO.into()) };
+    made.accept(&[Errno::EEXIST])?;
+    silenced.accept(&NO_IPV6)?;
+    enabled.accept(&[])
 }
 
 /// Creates an 802.1q interface; one of that name is taken as it is.

@@ -290,6 +290,20 @@ pub struct Sandbox {
     /// What it is called, and whom it asks for other names; `None`: it has no names and no resolver.
     #[serde(default)]
     pub naming: Option<Naming>,
+    /// Who asked for it, when it is another runtime's ([`GuestSpec::owner`]).
+    #[serde(default)]
+    pub guest: Option<String>,
+}
+
+/// What a sandbox of another runtime is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestSpec {
+    /// The attachment's id, as its runtime knows it.
+    pub id: String,
+    /// A path the network namespace is pinned at.
+    pub netns: PathBuf,
+    /// Whose it is: a CNI configuration's name. Who collects what it forgot collects its own only.
+    pub owner: String,
 }
 
 /// How a sandbox wants to join a network.

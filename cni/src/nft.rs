@@ -214,6 +214,11 @@ impl Rule {
         })
     }
 
+    /// The packet is of no connection: nothing is remembered of it, and nothing translated.
+    pub(crate) fn untrack(self) -> Self {
+        self.expression("notrack", |_| {})
+    }
+
     pub(crate) fn jump(self, chain: &str) -> Self {
         self.verdict(-3, Some(chain))
     }

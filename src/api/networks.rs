@@ -2,6 +2,7 @@
 //! answers.
 
 mod message;
+mod namespaces;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,11 +14,14 @@ use crate::cri::status_of;
 use crate::error::chain;
 use crate::pod::{PodSnapshot, Pods};
 use crate::proto::berth::v1::{
-    ConnectPodRequest, ConnectPodResponse, CreateNetworkRequest, CreateNetworkResponse, DisconnectPodRequest,
-    DisconnectPodResponse, InspectNetworkRequest, InspectNetworkResponse, ListNetworksRequest,
-    ListNetworksResponse, ListPoolsRequest, ListPoolsResponse, PruneNetworksRequest, PruneNetworksResponse,
-    ReconcileNetworksRequest, ReconcileNetworksResponse, RemoveNetworkRequest, RemoveNetworkResponse,
-    networks_server,
+    AttachNamespaceRequest, AttachNamespaceResponse, CheckNamespaceRequest, CheckNamespaceResponse,
+    CollectNamespacesRequest, CollectNamespacesResponse, ConnectPodRequest, ConnectPodResponse,
+    CreateNetworkRequest, CreateNetworkResponse, DetachNamespaceRequest, DetachNamespaceResponse,
+    DisconnectPodRequest, DisconnectPodResponse, InspectNetworkRequest, InspectNetworkResponse,
+    ListBlocksRequest, ListBlocksResponse, ListNetworksRequest, ListNetworksResponse, ListPoolsRequest,
+    ListPoolsResponse, PruneNetworksRequest, PruneNetworksResponse, ReclaimBlocksRequest,
+    ReclaimBlocksResponse, ReconcileNetworksRequest, ReconcileNetworksResponse, RemoveNetworkRequest,
+    RemoveNetworkResponse, networks_server,
 };
 
 /// The service.
@@ -115,9 +119,59 @@ impl networks_server::Networks for NetworksFace {
         Ok(Response::new(DisconnectPodResponse {}))
     }
 
+    async fn attach_namespace(
+        &self,
+        request: Request<AttachNamespaceRequest>,
+    ) -> Result<Response<AttachNamespaceResponse>, Status> {
+        namespaces::attach(&self.networks, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn detach_namespace(
+        &self,
+        request: Request<DetachNamespaceRequest>,
+    ) -> Result<Response<DetachNamespaceResponse>, Status> {
+        namespaces::detach(&self.networks, &request.into_inner().attachment).await.map(Response::new)
+    }
+
+    async fn check_namespace(
+        &self,
+        request: Request<CheckNamespaceRequest>,
+    ) -> Result<Response<CheckNamespaceResponse>, Status> {
+        namespaces::check(&self.networks, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn collect_namespaces(
+        &self,
+        request: Request<CollectNamespacesRequest>,
+    ) -> Result<Response<CollectNamespacesResponse>, Status> {
+        namespaces::collect(&self.networks, request.into_inner()).await.map(Response::new)
+    }
+
     async fn list_pools(&self, _: Request<ListPoolsRequest>) -> Result<Response<ListPoolsResponse>, Status> {
         let pools = self.networks.pools().await.map_err(status_of)?;
         Ok(Response::new(ListPoolsResponse { pools: pools.iter().map(message::pool).collect() }))
+    }
+
+    async fn list_blocks(
+        &self,
+        _: Request<ListBlocksRequest>,
+    ) -> Result<Response<ListBlocksResponse>, Status> {
+        let blocks = self.networks.blocks().into_iter().map(message::block).collect();
+        Ok(Response::new(ListBlocksResponse { blocks }))
+    }
+
+    async fn reclaim_blocks(
+        &self,
+        request: Request<ReclaimBlocksRequest>,
+    ) -> Result<Response<ReclaimBlocksResponse>, Status> {
+        let ReclaimBlocksRequest { node_id, network } = request.into_inner();
+        if node_id.is_empty() {
+            return Err(Status::invalid_argument("node_id is missing"));
+        }
+        let network = Some(network.as_str()).filter(|network| !network.is_empty());
+        let reclaimed = self.networks.reclaim(&node_id, network).await.map_err(status_of)?;
+        let reclaimed = reclaimed.into_iter().map(message::reclaimed).collect();
+        Ok(Response::new(ReclaimBlocksResponse { reclaimed }))
     }
 
     async fn reconcile_networks(

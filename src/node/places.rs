@@ -8,7 +8,8 @@ pub(crate) const PROGRAMS: &[&str] = &["berthd", "berth", "berth-shim", "berth-c
 /// The shim by the name that containerd looks for.
 pub(crate) const CONTAINERD_SHIM: &str = "containerd-shim-berth-v1";
 /// The names that our CNI plugin is called by.
-pub(crate) const PLUGINS: &[&str] = &["berth-bridge", "berth-macvlan", "berth-ipvlan", "berth-ipam"];
+pub(crate) const PLUGINS: &[&str] =
+    &["berth-bridge", "berth-macvlan", "berth-ipvlan", "berth-overlay", "berth-ipam"];
 
 /// The configuration that an installation was given.
 pub(crate) const DROP_IN: &str = "/etc/berth/conf.d/10-node.toml";

@@ -41,6 +41,7 @@ mod nri;
 mod overlay;
 mod overlay_churn;
 mod overlay_encrypted;
+mod overlay_plugin;
 mod overlay_pods;
 mod pod_cidr;
 mod pods;
@@ -111,6 +112,7 @@ fn main() {
             overlay::trials(),
             overlay_churn::trials(),
             overlay_encrypted::trials(),
+            overlay_plugin::trials(),
             pod_cidr::trials(),
             pods::trials(),
             push::trials(),

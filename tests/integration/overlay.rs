@@ -23,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("overlay::pods_talk_over_ipv6_hosts", 3, Underlay::V6, pods_talk_over_ipv6_hosts),
         trial("overlay::without_etcd_all_goes_on", 3, Underlay::V4, without_etcd_all_goes_on),
         trial("overlay::a_host_dies_and_returns", 3, Underlay::V4, a_host_dies_and_returns),
+        trial("overlay::addresses_of_a_dead_host_are_reclaimed", 2, Underlay::V4, addresses_are_reclaimed),
         trial(
             "overlay::bad_input_is_refused_and_leaves_nothing",
             2,
@@ -479,6 +480,62 @@ async fn bad_input_is_refused_and_leaves_nothing(cluster: &mut Cluster) {
     let said =
         assert_code(one.try_overlay_pod("many", &tiny).await.map(|pod| pod.id), Code::ResourceExhausted);
     assert!(said.contains("no block of 10.96.0.0/29"), "{said}");
+}
+
+/// Blocks of a host that is gone are everybody's again when somebody says so, and no longer its own when it returns.
+async fn addresses_are_reclaimed(cluster: &mut Cluster) {
+    let arguments = ["network", "create", "-d", "overlay", "--subnet", "10.95.0.0/24", "blue"];
+    cluster.hosts[0].berth_ok(&arguments);
+    everywhere(cluster, "blue");
+    let network = json!({"name": "blue"});
+    cluster.hosts[0].overlay_pod("here", &network).await;
+    let there = cluster.hosts[1].overlay_pod("there", &network).await;
+    let blocks = |world: &World| -> Vec<Value> {
+        serde_json::from_str(&world.berth_ok(&["network", "ipam", "blocks", "-o", "json"])).unwrap()
+    };
+    let holds = |block: &Value, address: IpAddr| {
+        block["block"].as_str().unwrap().parse::<ipnetwork::IpNetwork>().unwrap().contains(address)
+    };
+    let theirs = eventually("both hosts' blocks are known", || {
+        let all = blocks(&cluster.hosts[0]);
+        let theirs = all.iter().find(|block| holds(block, there.addresses[0])).cloned();
+        theirs.filter(|_| all.len() == 2).ok_or(format!("{all:?}"))
+    });
+    let id = theirs["nodeId"].as_str().unwrap();
+    let reclaim = ["network", "ipam", "reclaim", id];
+    assert!(theirs["alive"] == true && theirs["network"] == "blue", "{theirs}");
+    let said = refused(&cluster.hosts[0], &reclaim);
+    assert!(said.contains("is alive"), "{said}");
+    let said = refused(&cluster.hosts[0], &["network", "ipam", "reclaim", "nobody"]);
+    assert!(said.contains("no host \"nobody\" has addresses"), "{said}");
+    cluster.hosts[1].daemon.kill();
+    let said = eventually("its lease ends", || {
+        let output = cluster.hosts[0].berth(&reclaim);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    });
+    assert_eq!(said, "blue: blocks 1, single addresses 0\n");
+    assert_eq!(blocks(&cluster.hosts[0]).len(), 1);
+    let said = refused(&cluster.hosts[0], &reclaim);
+    assert!(said.contains("has addresses"), "{said}");
+    // It returns: what it gives out now it has by a later right.
+    cluster.hosts[1].daemon.spawn();
+    cluster.hosts[1].ready().await;
+    eventually("it hears that its block is gone", || {
+        let all = blocks(&cluster.hosts[1]);
+        if all.len() != 1 {
+            return Err(format!("{all:?}"));
+        }
+        cluster.hosts[1].overlay_metric("revision_lag", 0.0)
+    });
+    cluster.hosts[1].remove_pod(&there.id).await.unwrap();
+    let again = cluster.hosts[1].overlay_pod("again", &network).await;
+    let block = eventually("its new block is known", || {
+        let all = blocks(&cluster.hosts[0]);
+        let found = all.iter().find(|block| holds(block, again.addresses[0])).cloned();
+        found.ok_or(format!("{all:?}"))
+    });
+    assert!(block["nodeId"] == id && block["epoch"].as_u64() > theirs["epoch"].as_u64(), "{block} {theirs}");
 }
 
 /// A kernel without WireGuard makes no encrypted network, and says what it lacks: also of one that another host made.

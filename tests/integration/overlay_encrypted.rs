@@ -68,6 +68,7 @@ async fn encrypted_networks_are_read_by_nobody_between(cluster: &mut Cluster) {
     what_is_between_is_not_readable(cluster, &secrets, &plains);
     a_stranger_is_not_heard(cluster, &secrets[0], &plains[0]);
     another_key_is_told(cluster, &secrets).await;
+    a_host_that_is_gone_is_no_peer(cluster, &secrets).await;
 
     for world in &cluster.hosts {
         for pod in world.list_pods().await.unwrap() {
@@ -254,21 +255,45 @@ fn a_stranger_is_not_heard(cluster: &Cluster, secret: &Pod, plain: &Pod) {
 
 // === Keys ===
 
+/// A host's public key, as its record in etcd has it.
+fn told(cluster: &Cluster, address: &str) -> String {
+    let text = cluster.etcd.ctl(&["get", "--prefix", "/berth/overlay/hosts/", "--print-value-only"]);
+    let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut of_host = records.filter(|record| record["address"] == address);
+    of_host.next_back().unwrap_or_default()["tunnel"]["public_key"].as_str().unwrap_or_default().to_owned()
+}
+
+fn device(world: &World) -> Result<String, String> {
+    let links = world.netns.ip("-o link");
+    let name = links.split(": ").find(|word| word.starts_with("wg-")).map(str::to_owned);
+    name.ok_or(links)
+}
+
+/// What WireGuard's own tool says of a host's peers: keys, where they are, what they may send.
+fn peers(world: &World, what: &str) -> Result<String, String> {
+    let device = device(world)?;
+    let show = || std::process::Command::new("wg").args(["show", &device, what]).output();
+    let output =
+        world.netns.run(show).map_err(|error| format!("wg (apt-get install wireguard-tools): {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// A host's only peer is another one, by the key that it told.
+fn knows(cluster: &Cluster, host: usize, other: &str) {
+    eventually("the other host is the only peer", || {
+        let (found, key) = (peers(&cluster.hosts[host], "peers")?, told(cluster, other));
+        if found == key && !key.is_empty() { Ok(()) } else { Err(format!("{found:?}, not {key:?}")) }
+    });
+}
+
 async fn another_key_is_told(cluster: &mut Cluster, pods: &[Pod]) {
-    let told = |cluster: &Cluster, address: &str| -> String {
-        let text = cluster.etcd.ctl(&["get", "--prefix", "/berth/overlay/hosts/", "--print-value-only"]);
-        let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let mut of_host = records.filter(|record| record["address"] == address);
-        of_host.next_back().unwrap_or_default()["tunnel"]["public_key"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let device = |world: &World| {
-        let links = world.netns.ip("-o link");
-        let name = links.split(": ").find(|word| word.starts_with("wg-")).map(str::to_owned);
-        name.ok_or(links)
-    };
+    knows(cluster, 0, "192.0.2.2");
+    knows(cluster, 1, "192.0.2.1");
+    let [endpoint, allowed] =
+        ["endpoints", "allowed-ips"].map(|what| peers(&cluster.hosts[0], what).unwrap());
+    assert!(endpoint.ends_with("\t192.0.2.2:51820"), "{endpoint}");
+    assert!(allowed.contains("\tfe80:") && allowed.ends_with("/128"), "one address and no other: {allowed}");
     let old = told(cluster, "192.0.2.2");
     assert_eq!(old.len(), 44, "a key in base64: {old}");
     // The device is lost, and the network's with it: nothing takes another way.
@@ -293,14 +318,32 @@ async fn another_key_is_told(cluster: &mut Cluster, pods: &[Pod]) {
     let (old, name) = (told(cluster, "192.0.2.1"), device(&cluster.hosts[0]).unwrap());
     cluster.hosts[0].netns.ip(&format!("link del {name}"));
     tokio::time::timeout(patience(30), async {
-        while told(cluster, "192.0.2.1") == old {
+        while [old.as_str(), ""].contains(&told(cluster, "192.0.2.1").as_str()) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
     .await
     .expect("another key is told");
+    knows(cluster, 1, "192.0.2.1");
+    knows(cluster, 0, "192.0.2.2");
     reaches(&pods[0].netns, &pods[1], 80, "secret1");
     reaches(&pods[1].netns, &pods[0], 80, "secret0");
     assert!(!tap.saw(lost), "sent beside the tunnel");
     assert_eq!(tap.to_port(VXLAN), 0, "VXLAN beside the tunnel");
+}
+
+/// A host whose lease ended may not talk through the tunnel any more, and may again when it is back.
+async fn a_host_that_is_gone_is_no_peer(cluster: &mut Cluster, pods: &[Pod]) {
+    cluster.hosts[1].daemon.kill();
+    eventually("a host that is gone is no peer", || {
+        let found = peers(&cluster.hosts[0], "peers")?;
+        if found.is_empty() { Ok(()) } else { Err(found) }
+    });
+    let answer = ask(&pods[0].netns, SocketAddr::new(pods[1].addresses[0], 80), 1);
+    assert!(answer.is_err(), "its pods are not reached: {answer:?}");
+    cluster.hosts[1].daemon.spawn();
+    cluster.hosts[1].ready().await;
+    knows(cluster, 0, "192.0.2.2");
+    reaches(&pods[0].netns, &pods[1], 80, "secret1");
+    reaches(&pods[1].netns, &pods[0], 80, "secret0");
 }

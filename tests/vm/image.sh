@@ -49,7 +49,7 @@ program() {
     done
 }
 
-program docker-registry etcd etcdctl runc crun containerd ctr containerd-shim-runc-v2 nft ip conntrack skopeo openssl unshare setpriv bridge
+program docker-registry etcd etcdctl runc crun containerd ctr containerd-shim-runc-v2 nft ip conntrack skopeo openssl unshare setpriv bridge tc wg
 add /usr/lib/cni/bridge /usr/lib/cni/host-local /usr/lib/cni/portmap /usr/lib/cni/bandwidth /usr/lib/cni/loopback
 # criu comes with all that it needs (tests/setup.sh criu).
 if [ -x ../../target/criu/criu ]; then
@@ -64,7 +64,7 @@ stripped() { # SOURCE TARGET
 }
 profile=$(dirname "$1")
 [ "$(basename "$profile")" != deps ] || profile=$(dirname "$profile")
-for name in berthd berth berth-shim; do
+for name in berthd berth berth-shim berth-cni; do
     stripped "$profile/$name" "/berth/$name"
 done
 if [ -z "${CRITEST:-}" ]; then

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Controller, Inner};
+use super::{Controller, Inner, guest::is_live};
 use crate::{
     error::{Error, Result},
     link,
@@ -47,8 +47,8 @@ impl Inner {
     fn audit(&self, kernel: &mut Kernel, live: &HashSet<String>) -> Result<Audit> {
         let mut audit = Audit::default();
         let sandboxes = self.store.sandboxes()?;
-        audit.stale_sandboxes =
-            sandboxes.iter().map(|sandbox| sandbox.id.clone()).filter(|id| !live.contains(id)).collect();
+        let stale = sandboxes.iter().filter(|sandbox| !is_live(sandbox, live));
+        audit.stale_sandboxes = stale.map(|sandbox| sandbox.id.clone()).collect();
         match self.firewall.difference(&mut kernel.filter, &self.desired_elements()?)? {
             Some((missing, surplus)) => {
                 audit.missing_elements = missing.len();

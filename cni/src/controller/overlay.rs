@@ -2,6 +2,7 @@
 //!
 //! What several hosts have to agree on is a transaction in etcd (`transactions`); what this host says of itself is the agent's.
 
+mod blocks;
 mod transactions;
 mod tunnel;
 
@@ -23,6 +24,7 @@ use crate::{
     worker::Kernel,
 };
 
+pub use blocks::{HeldBlock, Reclaimed};
 pub(super) use transactions::unclaim;
 use transactions::{claim, define, grant, undefine};
 

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Inner, Report};
+use super::{Inner, Report, guest::is_live};
 use crate::{
     driver::limits,
     error::{Error, Result},
@@ -21,7 +21,7 @@ impl Inner {
     pub(super) fn reconcile(&self, kernel: &mut Kernel, live: &HashSet<String>) -> Report {
         let mut report = Report::default();
         let sandboxes = take(&mut report.errors, self.store.sandboxes()).unwrap_or_default();
-        for sandbox in sandboxes.iter().filter(|sandbox| !live.contains(&sandbox.id)) {
+        for sandbox in sandboxes.iter().filter(|sandbox| !is_live(sandbox, live)) {
             match self.delete_sandbox(kernel, &sandbox.id, true) {
                 Ok(_) => report.removed_sandboxes.push(sandbox.id.clone()),
                 Err(errors) => report.errors.extend(errors),

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io;
 
 use super::Controller;
+use crate::driver::limits::intermediate_name;
 use crate::error::{Error, Result};
 use crate::link;
 use crate::model::{Endpoint, Sandbox, Traffic};
@@ -53,16 +54,18 @@ fn shows(sandbox: &Sandbox) -> bool {
         || sandbox.endpoints.iter().any(|endpoint| endpoint.interface.is_empty())
 }
 
-/// Counters as the sandbox itself has them, without loopback.
+/// Counters as the sandbox itself has them, without loopback and what limits are set on.
 fn inside(sandbox: &Sandbox) -> Result<Vec<Traffic>> {
     let netns = netns::open(&sandbox.netns)?;
+    let limited = sandbox.endpoints.iter().filter(|endpoint| endpoint.bandwidth.ingress.is_some());
+    let ours: Vec<_> = limited.map(|endpoint| intermediate_name(&endpoint.interface)).collect();
     let links = netns::within(&sandbox.netns, &netns, || {
         let list = || link::counters(&mut Socket::route()?);
         list().map_err(Error::kernel(format!("listing interfaces of {}", sandbox.netns.display())))
     })?;
     let mut all: Vec<_> = links
         .into_iter()
-        .filter(|(name, _)| name != "lo")
+        .filter(|(name, _)| name != "lo" && !ours.contains(name))
         .map(|(interface, (received, sent))| Traffic { interface, received, sent })
         .collect();
     all.sort_by(|one, other| one.interface.cmp(&other.interface));

@@ -1,18 +1,32 @@
-//! Bandwidth limits: a token bucket (tc-tbf) at each end of a veth pair.
+//! Bandwidth limits: token buckets (tc-tbf) on interfaces.
 //!
-//! An interface shapes what it sends, so what a sandbox receives is shaped at the host's end, and what it sends at its own: a sender
-//! is slowed down by its own queue instead of by losses. Both go with the pair.
+//! An interface shapes what it sends, so what a sandbox receives is shaped at the host's end of its veth pair, and what it sends
+//! at its own: a sender is slowed down by its own queue instead of by losses. Both go with the pair.
+//!
+//! A macvlan or ipvlan has no other end. What it receives is led through an intermediate device (ifb) beside it in the sandbox,
+//! which shapes it before the sandbox sees it:
+//!
+//! ```text
+//!   parent ── eth0 ── ingress: u32, mirred ──► ifb-eth0 (tbf) ──► the sandbox's stack
+//!             eth0 (tbf) ◄──────────────────────────────────────── what the sandbox sends
+//! ```
+//!
+//! Packets come to ipvlan in mode `l3s` past that hook: there only what is sent can be limited.
 
 use std::io;
+
+use nix::errno::Errno;
 
 use crate::{
     error::{Error, Result},
     link,
-    model::{Bandwidth, Endpoint},
+    model::Endpoint,
+    names::{INTERFACE_NAME_MAX, stable_hash},
     netlink::{Messages, Socket, flags},
 };
 
 const NEWQDISC: u16 = 36;
+const NEWTFILTER: u16 = 44;
 const REPLACE: u16 = 0x100;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
@@ -22,6 +36,11 @@ const TCA_TBF_BURST: u16 = 6;
 const ROOT: u32 = u32::MAX;
 const HANDLE: u32 = 0x0001_0000;
 const ETHERNET: u8 = 1;
+/// `TC_H_INGRESS`, and the handle that such a queue has.
+const INGRESS: u32 = 0xffff_fff1;
+const INGRESS_HANDLE: u32 = 0xffff_0000;
+/// What the intermediate devices' names begin with.
+const INTERMEDIATE: &str = "ifb-";
 
 /// The bucket holds what is sent in a 50th of a second, but never less than this many bytes: a burst must take a packet.
 const BURST_MIN: u64 = 16 * 1024;
@@ -85,27 +104,104 @@ pub(crate) fn outside(host: &mut Socket, endpoint: &Endpoint) -> Result<()> {
     set.map_err(failed("ingress", endpoint))
 }
 
-/// Refuses limits where there is no pair to set them on.
-pub(super) fn refuse(driver: &'static str, bandwidth: Bandwidth) -> Result<()> {
-    match bandwidth.ingress.or(bandwidth.egress) {
-        Some(rate) => {
-            let reason = format!("a {driver} network has no limits; use a bridge network");
-            Err(Error::invalid("bandwidth", rate, reason))
+/// Limits what an interface without another end receives; `inside` is in the sandbox's namespace. What an earlier attempt made
+/// is taken as it is.
+pub(super) fn intermediate(inside: &mut Socket, index: u32, endpoint: &Endpoint) -> Result<()> {
+    let Some(rate) = endpoint.bandwidth.ingress else { return Ok(()) };
+    let name = intermediate_name(&endpoint.interface);
+    let set = |inside: &mut Socket| {
+        match link::create_ifb(inside, &name, endpoint.mtu) {
+            Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {}
+            made => made?,
         }
-        None => Ok(()),
+        let found = link::find(inside, &name)?.filter(|link| link.kind == "ifb");
+        let device = found.ok_or_else(|| io::Error::other(format!("{name:?} is another interface")))?;
+        Bucket::new(rate, endpoint.mtu).set(inside, device.index)?;
+        lead(inside, index, device.index)
+    };
+    set(inside).map_err(failed("ingress", endpoint))
+}
+
+/// Removes what [`intermediate`] made, when there is such a limit.
+pub(super) fn remove_intermediate(inside: &mut Socket, endpoint: &Endpoint) -> io::Result<()> {
+    if endpoint.bandwidth.ingress.is_none() {
+        return Ok(());
     }
+    let name = intermediate_name(&endpoint.interface);
+    match link::find(inside, &name)? {
+        Some(found) if found.kind == "ifb" => link::delete(inside, &name),
+        _ => Ok(()),
+    }
+}
+
+/// The device beside an interface.
+pub(crate) fn intermediate_name(interface: &str) -> String {
+    let room = INTERFACE_NAME_MAX - INTERMEDIATE.len();
+    if interface.len() <= room {
+        return format!("{INTERMEDIATE}{interface}");
+    }
+    let mut name = format!("{INTERMEDIATE}{:016x}", stable_hash(&[interface]));
+    name.truncate(INTERFACE_NAME_MAX);
+    name
+}
+
+/// Leads all that an interface receives through another (linux/pkt_cls.h, linux/tc_act/tc_mirred.h).
+fn lead(socket: &mut Socket, from: u32, through: u32) -> io::Result<()> {
+    const TCA_U32_SEL: u16 = 5;
+    const TCA_U32_ACT: u16 = 7;
+    const TERMINAL: u8 = 1;
+    const MIRRED_PARMS: u16 = 2;
+    const STOLEN: u32 = 4;
+    const EGRESS_REDIRECT: u32 = 1;
+    /// The first entry of the first table: there is one of it.
+    const FIRST: u32 = 0x8000_0001;
+    const ALL_PROTOCOLS: u16 = 3;
+    let new = flags::CREATE | flags::EXCL;
+    let mut messages = Messages::new();
+    messages.push(NEWQDISC, new, |out| {
+        out.raw(&[0; 4]).raw(&from.to_ne_bytes()).raw(&INGRESS_HANDLE.to_ne_bytes());
+        out.raw(&INGRESS.to_ne_bytes()).raw(&[0; 4]).text(TCA_KIND, "ingress");
+    });
+    messages.push(NEWTFILTER, new, |out| {
+        // Priority 1 in the upper half, the protocol in network order in the lower.
+        let info = 1 << 16 | u32::from(ALL_PROTOCOLS.to_be());
+        out.raw(&[0; 4]).raw(&from.to_ne_bytes()).raw(&FIRST.to_ne_bytes());
+        out.raw(&INGRESS_HANDLE.to_ne_bytes()).raw(&info.to_ne_bytes()).text(TCA_KIND, "u32");
+        out.nest(TCA_OPTIONS, |options| {
+            // struct tc_u32_sel (flags at 0, number of keys at 2) with one struct tc_u32_key: a mask of nothing fits all.
+            let mut selector = [0; 32];
+            (selector[0], selector[2]) = (TERMINAL, 1);
+            options.put(TCA_U32_SEL, &selector).nest(TCA_U32_ACT, |actions| {
+                actions.nest(1, |action| {
+                    action.text(1, "mirred").nest(2, |options| {
+                        // struct tc_mirred: index, capabilities, what becomes of the packet, two counters, what to do, where.
+                        let fields = [0, 0, STOLEN, 0, 0, EGRESS_REDIRECT, through];
+                        options.put(MIRRED_PARMS, &fields.map(u32::to_ne_bytes).concat());
+                    });
+                });
+            });
+        });
+    });
+    socket.exchange(messages)?.iter().try_for_each(|reply| reply.accept(&[Errno::EEXIST]))
 }
 
 fn failed(direction: &str, endpoint: &Endpoint) -> impl FnOnce(io::Error) -> Error + use<> {
     let (network, interface) = (&endpoint.network, &endpoint.interface);
     Error::kernel(format!(
-        "limiting {direction} of {interface} on network {network:?} (the kernel needs sch_tbf)"
+        "limiting {direction} of {interface} on network {network:?} (the kernel needs sch_tbf; on macvlan and ipvlan also ifb, sch_ingress, cls_u32 and act_mirred)"
     ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn intermediate_devices_have_names_that_fit() {
+        assert_eq!(intermediate_name("eth0"), "ifb-eth0");
+        let (one, other) = (intermediate_name("interface-00001"), intermediate_name("interface-00002"));
+        assert!(one.len() == INTERFACE_NAME_MAX && one.starts_with("ifb-") && one != other, "{one} {other}");
+    }
 
     #[test]
     fn buckets_take_a_packet_and_fit_the_kernels_numbers() {

@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use super::{
     Assigned, Context, Driver, addressed_endpoint,
     inside::{configure, quiet_ipv6},
-    mac,
+    limits, mac,
 };
 use crate::{
     definition::vlan_of,
@@ -209,7 +209,10 @@ impl Driver for Sublink {
             let reason = format!("network {:?} is past the host's firewall: it publishes none", network.name);
             return Err(Error::invalid("ports", options.ports.len(), reason));
         }
-        super::limits::refuse(network.driver.name(), options.bandwidth)?;
+        if let (Kind::Ipvlan(IpvlanMode::L3s), Some(rate)) = (self.kind, options.bandwidth.ingress) {
+            let reason = "in mode l3s what comes in passes no queue; use mode l2 or l3, or a bridge network";
+            return Err(Error::invalid("bandwidth", rate, reason));
+        }
         let parent = self.parent(&mut context.kernel.route)?;
         let own = <[u8; 6]>::try_from(parent.mac.as_slice()).ok();
         let mac = match (self.kind, options.mac) {
@@ -255,6 +258,8 @@ impl Driver for Sublink {
             quiet_ipv6(endpoint.addresses.iter().any(ipnetwork::IpNetwork::is_ipv6))?;
             let mut inside = Socket::route().map_err(Error::kernel(action.clone()))?;
             let index = self.connect(socket, &mut inside, &parent, netns.as_fd(), sandbox, endpoint)?;
+            limits::inside(&mut inside, index, endpoint)?;
+            limits::intermediate(&mut inside, index, endpoint)?;
             // Without layer 2 there are no neighbours: all is on the link.
             let by_gateway = !matches!(self.kind, Kind::Ipvlan(IpvlanMode::L3 | IpvlanMode::L3s));
             configure(&mut inside, index, endpoint, by_gateway).map_err(Error::kernel(action))
@@ -268,6 +273,7 @@ impl Driver for Sublink {
         let left = netns::within(&sandbox.netns, &netns, || {
             let remove = || {
                 let mut inside = Socket::route()?;
+                limits::remove_intermediate(&mut inside, endpoint)?;
                 match link::find(&mut inside, &endpoint.interface)? {
                     Some(found) if self.is(&found, endpoint) => {
                         link::delete(&mut inside, &endpoint.interface)

@@ -158,6 +158,14 @@ impl Allocation {
         held
     }
 
+    /// Takes everything from a host; how many blocks and claims that were.
+    pub(crate) fn forget(&mut self, host: &str) -> (usize, usize) {
+        let before = (self.blocks.len(), self.claims.len());
+        self.blocks.retain(|_, holder| holder.host != host);
+        self.claims.retain(|_, holder| holder.host != host);
+        (before.0 - self.blocks.len(), before.1 - self.claims.len())
+    }
+
     /// Blocks of a host with their epochs.
     pub(crate) fn blocks_of(&self, host: &str) -> impl Iterator<Item = (IpNetwork, u64)> {
         self.blocks.iter().filter(move |(_, holder)| holder.host == host).map(|(block, h)| (*block, h.epoch))
@@ -209,6 +217,20 @@ mod tests {
         let (taken, epoch) = allocation.grant(&subnet, 28, "c", |host| host != "a").unwrap();
         assert_eq!((taken, epoch), (first, 8));
         assert_eq!(allocation.blocks_of("a").count(), 0);
+    }
+
+    #[test]
+    fn what_a_host_had_is_given_out_again_by_a_later_right() {
+        let mut allocation = Allocation::new(0);
+        let subnet = subnet("10.0.0.0/27");
+        let (block, first) = allocation.grant(&subnet, 28, "a", |_| true).unwrap();
+        allocation.claim("10.0.0.30".parse().unwrap(), "a", |_| true).unwrap();
+        let kept = allocation.claim("10.0.0.29".parse().unwrap(), "b", |_| true).unwrap();
+        assert_eq!(allocation.forget("a"), (1, 1));
+        assert_eq!(allocation.forget("a"), (0, 0));
+        assert_eq!(allocation.claims_of("b").map(|(_, epoch)| epoch).collect::<Vec<_>>(), [kept]);
+        let (again, later) = allocation.grant(&subnet, 28, "b", |_| true).unwrap();
+        assert!(again == block && later > first, "{again} {later}");
     }
 
     #[test]

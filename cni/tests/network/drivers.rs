@@ -6,7 +6,12 @@ use berth_cni::{
 
 use crate::host::{Host, Netns, eventually, links, port, publish, run, serve, tcp};
 
-fn request(name: &str, driver: &str, subnets: &[&str], options: &[(&str, &str)]) -> NetworkRequest {
+pub(crate) fn request(
+    name: &str,
+    driver: &str,
+    subnets: &[&str],
+    options: &[(&str, &str)],
+) -> NetworkRequest {
     NetworkRequest {
         name: name.into(),
         driver: driver.into(),
@@ -31,7 +36,7 @@ fn joined(host: &Host, cni: &Controller, id: &str, networks: &[&str]) -> (Netns,
     (netns, endpoints)
 }
 
-fn create(host: &Host, cni: &Controller, request: NetworkRequest) {
+pub(crate) fn create(host: &Host, cni: &Controller, request: NetworkRequest) {
     host.runtime.block_on(cni.create(request)).unwrap();
 }
 
@@ -184,7 +189,7 @@ fn of_several_endpoints_the_first_or_the_highest_priority_has_the_default_route(
 }
 
 /// Two hosts' interfaces on one switch: `lan0` is ours, `lan0` outside has 198.51.100.1.
-fn lan(host: &Host) {
+pub(crate) fn lan(host: &Host) {
     run(&format!("ip link add lan0 type veth peer name lan0 netns {}", host.outside.path().display()));
     run("ip link set lan0 up");
     host.outside.within(|| {
@@ -284,7 +289,7 @@ fn macvlan_modes() {
 }
 
 /// Whether the kernel can make links of a kind.
-fn kernel_has(kind: &str) -> bool {
+pub(crate) fn kernel_has(kind: &str) -> bool {
     let probe = format!("ip link add link lo name probe0 type {kind} id 9");
     let probe = if kind == "vlan" { probe } else { probe.replace(" id 9", "") };
     let output = std::process::Command::new("sh").args(["-c", &probe]).output().unwrap();
@@ -312,16 +317,47 @@ fn ipvlan_works_or_is_refused_clearly() {
             );
             return host.finish(cni);
         }
+        // Routed modes: the host is the next hop, both ways.
+        run("ip addr add 198.51.100.2/24 dev lan0");
+        host.outside.within(|| {
+            serve("lan", 7002);
+            run("ip route add 198.51.102.0/24 via 198.51.100.2");
+        });
         for mode in ["l2", "l3", "l3s"] {
             let options = [("parent", "lan0"), ("mode", mode)];
-            create(host, &cni, request("lan", "ipvlan", &["198.51.100.0/24"], &options));
+            let subnets = if mode == "l2" {
+                ["198.51.100.0/24", "2001:db8:1::/64"]
+            } else {
+                ["198.51.102.0/24", "2001:db8:2::/64"]
+            };
+            create(host, &cni, request("lan", "ipvlan", &subnets, &options));
+            // .1 is the gateway's; .2 the host's own here.
+            let (spare, _) = joined(host, &cni, "spare", &["lan"]);
             let (a, a_ends) = joined(host, &cni, "a", &["lan"]);
-            let (b, _) = joined(host, &cni, "b", &["lan"]);
+            let (b, b_ends) = joined(host, &cni, "b", &["lan"]);
+            host.delete(&cni, "spare");
+            drop(spare);
             a.within(|| serve("a", 80));
             b.within(|| {
+                let own = b_ends[0].addresses[0].ip();
                 assert!(run("ip -d link show eth0").contains(&format!("mode {mode}")));
-                assert!(tcp(a_ends[0].addresses[0].ip(), 80).is_ok(), "{mode}");
+                for address in &a_ends[0].addresses {
+                    assert!(tcp(address.ip(), 80).unwrap().starts_with("a "), "{mode} {address}");
+                }
+                assert_eq!(tcp([198, 51, 100, 1], 7002).unwrap(), format!("lan {own}"), "{mode}: outside");
             });
+            host.outside
+                .within(|| assert!(tcp(a_ends[0].addresses[0].ip(), 80).is_ok(), "{mode}: from outside"));
+            // /sys shows another namespace's interfaces.
+            let parent = run("ip -o link show lan0");
+            let parent = parent.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+            assert!(a.within(|| run("ip link show eth0")).contains(parent), "they have their parent's MAC");
+            // Lost and found again.
+            b.within(|| run("ip link del eth0"));
+            let live = || ["a", "b"].map(str::to_owned).into();
+            let report = host.runtime.block_on(cni.reconcile_with(live)).unwrap();
+            assert_eq!(report.restored_endpoints, [("b".to_owned(), "lan".to_owned())], "{report:?}");
+            b.within(|| assert!(tcp(a_ends[0].addresses[0].ip(), 80).is_ok(), "{mode}"));
             for id in ["a", "b"] {
                 host.delete(&cni, id);
             }
@@ -350,12 +386,24 @@ fn a_vlan_interface_is_made_and_removed_or_refused_clearly() {
             run("ip link set lan0.100 up");
             serve("lan", 7002);
         });
-        create(host, &cni, request);
-        let (a, _) = joined(host, &cni, "a", &["tagged"]);
-        a.within(|| assert!(tcp([198, 51, 101, 1], 7002).is_ok()));
-        host.delete(&cni, "a");
-        host.runtime.block_on(cni.delete_network("tagged")).unwrap();
-        assert_eq!(links("lan0"), ["lan0"]);
+        let drivers = if kernel_has("ipvlan") { &["macvlan", "ipvlan"][..] } else { &["macvlan"] };
+        for driver in drivers {
+            create(host, &cni, NetworkRequest { driver: (*driver).to_owned(), ..request.clone() });
+            assert!(run("ip -d link show lan0.100").contains("vlan protocol 802.1Q id 100"));
+            let (a, a_ends) = joined(host, &cni, "a", &["tagged"]);
+            a.within(|| {
+                let own = a_ends[0].addresses[0].ip();
+                assert_eq!(tcp([198, 51, 101, 1], 7002).unwrap(), format!("lan {own}"), "{driver}");
+            });
+            // Deleted by somebody, it is made again with what stands on it.
+            run("ip link del lan0.100");
+            let report = host.runtime.block_on(cni.reconcile(&["a".to_owned()].into())).unwrap();
+            assert!(report.errors.is_empty() && report.restored_endpoints.len() == 1, "{report:?}");
+            a.within(|| assert!(tcp([198, 51, 101, 1], 7002).is_ok(), "{driver}: made again"));
+            host.delete(&cni, "a");
+            host.runtime.block_on(cni.delete_network("tagged")).unwrap();
+            assert_eq!(links("lan0"), ["lan0"]);
+        }
         host.finish(cni);
     });
 }

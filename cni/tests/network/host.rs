@@ -32,6 +32,11 @@ impl Netns {
         Self(ManuallyDrop::new(thread::spawn(open).join().unwrap().into()))
     }
 
+    /// The calling thread's.
+    pub(crate) fn current() -> Self {
+        Self(ManuallyDrop::new(File::open("/proc/thread-self/ns/net").unwrap().into()))
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
     }

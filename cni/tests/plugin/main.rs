@@ -244,7 +244,15 @@ fn mistakes_have_their_codes() {
             ("berth-macvlan", "ADD", a, good.clone(), 7, "master"),
             ("berth-macvlan", "ADD", a, with("master", json!("eth9")), 100, "eth9"),
             ("berth-nothing", "ADD", a, good.clone(), 7, "berth-nothing"),
-            ("berth-overlay", "ADD", a, good.clone(), 7, "have berthd serve the pods"),
+            (
+                "berth-overlay",
+                "ADD",
+                a,
+                with("socket", json!("/run/no/such/socket")),
+                11,
+                "does it run on this host",
+            ),
+            ("berth-overlay", "ADD", a, with("ipam", json!({"type": "dhcp"})), 7, "dhcp"),
             ("berth-bridge", "ADD", ("a", "/run/no/such/netns"), good.clone(), 100, "/run/no/such/netns"),
         ] {
             let (found, text) = host.refused(role, command, of, &config);

@@ -12,8 +12,8 @@ use tonic::Status;
 use crate::error::chain;
 use crate::pod::{PodSnapshot, parse_mac};
 use crate::proto::berth::v1::{
-    AddressPool, ConnectPodRequest, CreateNetworkRequest, Endpoint, Lease, Network,
-    ReconcileNetworksResponse, RemoteEndpoint, Subnet,
+    AddressBlock, AddressPool, ConnectPodRequest, CreateNetworkRequest, Endpoint, Lease, Network,
+    ReclaimedBlocks, ReconcileNetworksResponse, RemoteEndpoint, Subnet,
 };
 
 // === Requests ===
@@ -50,24 +50,31 @@ fn subnet_options(subnet: &Subnet) -> Result<SubnetOptions, Status> {
 
 /// Reads how a pod is to be joined.
 pub(super) fn endpoint_options(request: &ConnectPodRequest) -> Result<EndpointOptions, Status> {
-    let addresses =
-        request.addresses.iter().map(|text| parse("addresses", text)).collect::<Result<_, _>>()?;
-    let mac = match request.mac.as_str() {
-        "" => None,
-        text => Some(parse_mac(text).ok_or_else(|| {
-            Status::invalid_argument(format!("mac {text:?}: six bytes, as in 02:42:ac:11:00:02"))
-        })?),
-    };
     let priority = i8::try_from(request.priority)
         .map_err(|_| Status::invalid_argument(format!("priority {}: -50 to 50", request.priority)))?;
     Ok(EndpointOptions {
-        addresses,
-        mac,
+        addresses: addresses(&request.addresses)?,
+        mac: mac(&request.mac)?,
         interface: request.interface.clone(),
         aliases: request.aliases.clone(),
         priority,
         ..EndpointOptions::default()
     })
+}
+
+/// Static addresses.
+pub(super) fn addresses(texts: &[String]) -> Result<Vec<IpAddr>, Status> {
+    texts.iter().map(|text| parse("addresses", text)).collect()
+}
+
+/// A MAC, or an empty text.
+pub(super) fn mac(text: &str) -> Result<Option<[u8; 6]>, Status> {
+    match text {
+        "" => Ok(None),
+        text => parse_mac(text).map(Some).ok_or_else(|| {
+            Status::invalid_argument(format!("mac {text:?}: six bytes, as in 02:42:ac:11:00:02"))
+        }),
+    }
 }
 
 fn optional<T: FromStr<Err: Display>>(field: &str, text: &str) -> Result<Option<T>, Status> {
@@ -171,6 +178,27 @@ pub(super) fn pool(status: &PoolStatus) -> AddressPool {
             .iter()
             .map(|(address, lease)| Lease { address: address.to_string(), pod_id: lease.sandbox.clone() })
             .collect(),
+    }
+}
+
+/// Addresses of a node.
+pub(super) fn block(block: berth_cni::HeldBlock) -> AddressBlock {
+    AddressBlock {
+        network: block.network,
+        block: block.block.to_string(),
+        node_id: block.host,
+        node: block.host_name.unwrap_or_default(),
+        epoch: block.epoch,
+    }
+}
+
+/// What was taken from a node.
+pub(super) fn reclaimed(reclaimed: berth_cni::Reclaimed) -> ReclaimedBlocks {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    ReclaimedBlocks {
+        network: reclaimed.network,
+        blocks: count(reclaimed.blocks),
+        claims: count(reclaimed.claims),
     }
 }
 

@@ -66,6 +66,7 @@ const NAMED: &[(&[&str], &str, Thing)] = &[
     (&["network", "connect"], "pod", Thing::Pod),
     (&["network", "disconnect"], "network", Thing::Network),
     (&["network", "disconnect"], "pod", Thing::Pod),
+    (&["network", "ipam", "reclaim"], "network", Thing::Network),
     (&["network", "inspect"], "names", Thing::Network),
     (&["network", "rm"], "names", Thing::Network),
     (&["volume", "inspect"], "names", Thing::Volume),

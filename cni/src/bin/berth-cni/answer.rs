@@ -1,8 +1,10 @@
 //! Results and errors, as each version of the specification writes them.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 
 use berth_cni::Endpoint;
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 /// What is spoken.
@@ -45,6 +47,10 @@ impl Failure {
         self
     }
 
+    pub(crate) fn with_code(self, code: u32) -> Self {
+        Self { code, ..self }
+    }
+
     pub(crate) fn to_json(&self) -> Value {
         json!({"cniVersion": self.version, "code": self.code, "msg": self.message, "details": self.details})
     }
@@ -68,16 +74,57 @@ pub(crate) fn versions(asked: &str) -> Value {
     json!({"cniVersion": asked, "supportedVersions": VERSIONS})
 }
 
-/// The result of an attachment. `interfaces` is left out for an IPAM plugin, which makes none.
-pub(crate) fn result(version: &str, endpoint: &Endpoint, netns: &str, bridge: Option<&str>) -> Value {
-    let mac = |mac: Option<[u8; 6]>| {
-        mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")).unwrap_or_default()
+/// What a result says of an attachment.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    /// The host's bridge.
+    pub(crate) bridge: Option<String>,
+    pub(crate) host_interface: Option<String>,
+    /// Name and MAC of the interface in the namespace; `None` where there is none.
+    pub(crate) interface: Option<(String, String)>,
+    pub(crate) addresses: Vec<IpNetwork>,
+    pub(crate) gateways: Vec<IpAddr>,
+    pub(crate) default_route: bool,
+}
+
+impl Attached {
+    pub(crate) fn new(endpoint: &Endpoint, bridge: Option<&str>) -> Self {
+        let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+        Self {
+            bridge: bridge.map(str::to_owned),
+            host_interface: endpoint.host_interface.clone(),
+            interface: endpoint.mac.map(|mac| (endpoint.interface.clone(), text(mac))),
+            addresses: endpoint.addresses.clone(),
+            gateways: endpoint.gateways.clone(),
+            default_route: endpoint.default_route,
+        }
+    }
+}
+
+/// Refuses a previous result that is another attachment's.
+pub(crate) fn agree(previous: Option<&Value>, addresses: &[IpNetwork]) -> Result<(), Failure> {
+    let previous = previous.and_then(|result| result.get("ips")).and_then(Value::as_array);
+    let own = |address: &IpNetwork| {
+        let text = json!(address.to_string());
+        previous.is_none_or(|ips| ips.iter().any(|ip| ip.get("address") == Some(&text)))
     };
+    match addresses.iter().find(|address| !own(address)) {
+        Some(address) => Err(Failure::new(
+            DIFFERS,
+            "the previous result is another attachment's",
+            format!("it lacks {address}"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The result of an attachment. `interfaces` is left out for an IPAM plugin, which makes none.
+pub(crate) fn result(version: &str, endpoint: &Attached, netns: &str) -> Value {
     let mut interfaces = Vec::new();
-    interfaces.extend(bridge.map(|name| json!({"name": name})));
+    interfaces.extend(endpoint.bridge.as_ref().map(|name| json!({"name": name})));
     interfaces.extend(endpoint.host_interface.as_ref().map(|name| json!({"name": name})));
-    let own = endpoint.has_link().then(|| {
-        interfaces.push(json!({"name": endpoint.interface, "mac": mac(endpoint.mac), "sandbox": netns}));
+    let own = endpoint.interface.as_ref().map(|(name, mac)| {
+        interfaces.push(json!({"name": name, "mac": mac, "sandbox": netns}));
         interfaces.len() - 1
     });
     let ips = endpoint.addresses.iter().enumerate().map(|(number, address)| {

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use berth_cni::model::NetworkDriver;
 use berth_cni::{Controller, Network, Options, SandboxSpec};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::answer::{self, DIFFERS, Failure, IO, TRY_AGAIN, UNAVAILABLE};
-use crate::request::{Command, Request};
+use crate::answer::{self, Attached, DIFFERS, Failure, IO, TRY_AGAIN, UNAVAILABLE};
+use crate::daemon;
+use crate::request::{Command, Request, Target};
 
 /// Longest time in line. Each run takes some milliseconds.
 const TURN: Duration = Duration::from_secs(60);
@@ -17,12 +18,18 @@ const STEP: Duration = Duration::from_millis(3);
 
 /// Carries it out.
 pub(crate) fn execute(request: &Request) -> Result<Value, Failure> {
-    let Some(network) = &request.network else { return Ok(answer::versions(&request.version)) };
     let speaking = |failure: Failure| failure.speaking(&request.version);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(IO, "starting", error))?;
+    let network = match &request.target {
+        Target::Nothing => return Ok(answer::versions(&request.version)),
+        Target::Daemon(overlay) => {
+            return runtime.block_on(daemon::execute(request, overlay)).map_err(speaking);
+        }
+        Target::Own(network) => network,
+    };
     let _turn = turn(&request.records).map_err(speaking)?;
     let run = async {
         let controller = open(&request.records)?;
@@ -86,7 +93,8 @@ async fn add(controller: &Controller, request: &Request, network: &Network) -> R
         NetworkDriver::Bridge(bridge) => Some(bridge.bridge.as_str()),
         _ => None,
     };
-    Ok(answer::result(&request.version, &endpoint, &request.netns.to_string_lossy(), bridge))
+    let attached = Attached::new(&endpoint, bridge);
+    Ok(answer::result(&request.version, &attached, &request.netns.to_string_lossy()))
 }
 
 /// What is not there is deleted already. The interface is gone when this returns.
@@ -105,19 +113,7 @@ async fn check(controller: &Controller, request: &Request, network: &Network) ->
         .verify(&request.sandbox, &network.name)
         .await
         .map_err(|error| Failure::new(DIFFERS, "the attachment is not as it was made", error))?;
-    let previous = request.previous.as_ref().and_then(|result| result.get("ips")).and_then(Value::as_array);
-    let own = |address: &ipnetwork::IpNetwork| {
-        let text = json!(address.to_string());
-        previous.is_none_or(|ips| ips.iter().any(|ip| ip.get("address") == Some(&text)))
-    };
-    match endpoint.addresses.iter().find(|address| !own(address)) {
-        Some(address) => Err(Failure::new(
-            DIFFERS,
-            "the previous result is another attachment's",
-            format!("it lacks {address}"),
-        )),
-        None => Ok(Value::Null),
-    }
+    answer::agree(request.previous.as_ref(), &endpoint.addresses).map(|()| Value::Null)
 }
 
 /// Whether an ADD would succeed.

@@ -1,20 +1,24 @@
 //! `berth-cni`: Berth's networks as a CNI plugin, for containerd, CRI-O, podman and whoever else reads CNI configurations.
 //!
 //! What it is depends on the name it is called by, as a link in the plugins' directory: `berth-bridge`, `berth-macvlan`,
-//! `berth-ipvlan`, or `berth-ipam` as the `ipam` of others' plugins. Each run is one command of the CNI specification: parameters
+//! `berth-ipvlan`, `berth-overlay`, or `berth-ipam` as the `ipam` of others' plugins. Each run is one command of the CNI specification: parameters
 //! in the environment, configuration on standard input, the answer on standard output.
 //!
 //! ```text
 //!   request ── environment and configuration, checked
 //!   command ── lock, records, [`berth_cni::Controller`]: one sandbox an attachment
+//!   daemon  ── for overlays: the host's berthd is asked over its socket, by its own API
 //!   answer  ── results and errors as the asked version writes them
 //! ```
 //!
 //! Records live in `/run/berth-cni` (or `dataDir`), one file for all networks, and end with the boot, as interfaces do. Runs take
-//! turns. No daemon is needed.
+//! turns. No daemon is needed, but for overlays: other hosts hear of an attachment from a daemon that runs, which keeps the
+//! host's lease in etcd and tells the kernel of the others'.
 
 mod answer;
 mod command;
+mod daemon;
+mod proto;
 mod request;
 
 use std::io::{Read, Write};
@@ -44,7 +48,7 @@ fn run(called: &str) -> Result<serde_json::Value, Failure> {
     if variable("CNI_COMMAND").is_empty() {
         eprintln!(
             "berth-cni {}: a CNI plugin, called by a container runtime. Link it as berth-bridge, berth-macvlan, \
-             berth-ipvlan or berth-ipam into the plugins' directory; versions {}",
+             berth-ipvlan, berth-overlay or berth-ipam into the plugins' directory; versions {}",
             env!("CARGO_PKG_VERSION"),
             answer::VERSIONS.join(", ")
         );

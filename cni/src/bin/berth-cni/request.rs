@@ -14,6 +14,10 @@ use crate::answer::{CONFIGURATION, DECODING, ENVIRONMENT, Failure, VERSION, VERS
 
 /// Where records are unless `dataDir` says otherwise.
 const RECORDS: &str = "/run/berth-cni";
+/// Where the daemon is unless `socket` says otherwise.
+const SOCKET: &str = "/run/berth/berth.sock";
+/// Longest name that can be an alias.
+const NAME_MAX: usize = 128;
 
 /// A command of the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,35 @@ enum Role {
     Macvlan,
     Ipvlan,
     Ipam,
+    Overlay,
+}
+
+/// What a command is about.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// VERSION.
+    Nothing,
+    /// A network that this run serves from records of its own.
+    Own(Network),
+    /// A network that a daemon keeps.
+    Daemon(Overlay),
+}
+
+/// An overlay of the host's daemon.
+#[derive(Debug)]
+pub(crate) struct Overlay {
+    /// The daemon's socket.
+    pub(crate) socket: PathBuf,
+    pub(crate) network: String,
+    /// The configuration's name.
+    pub(crate) owner: String,
+    /// With subnets, a network that is not there is made.
+    pub(crate) subnets: Vec<SubnetOptions>,
+    pub(crate) internal: bool,
+    /// The driver's options in its own words.
+    pub(crate) options: BTreeMap<String, String>,
+    /// Names it is found by.
+    pub(crate) aliases: Vec<String>,
 }
 
 /// One run.
@@ -42,8 +75,7 @@ pub(crate) struct Request {
     pub(crate) version: String,
     /// Where records are.
     pub(crate) records: PathBuf,
-    /// `None` for VERSION.
-    pub(crate) network: Option<Network>,
+    pub(crate) target: Target,
     /// Id of the attachment; empty for commands that are about none.
     pub(crate) sandbox: String,
     pub(crate) netns: PathBuf,
@@ -70,6 +102,12 @@ struct Config {
     ip_masq: Option<bool>,
     hairpin_mode: Option<bool>,
     data_dir: Option<PathBuf>,
+    /// Of an overlay: the daemon's socket, the network's name there, and how one that is not there is made.
+    socket: Option<PathBuf>,
+    network: String,
+    vni: u32,
+    block: u32,
+    encrypted: bool,
     ipam: Ipam,
     runtime_config: Runtime,
     prev_result: Option<Value>,
@@ -156,7 +194,7 @@ impl Request {
             command,
             version,
             records: records.unwrap_or_else(|| RECORDS.into()),
-            network: None,
+            target: Target::Nothing,
             sandbox: String::new(),
             netns: PathBuf::new(),
             options: EndpointOptions::default(),
@@ -170,8 +208,10 @@ impl Request {
         if command == Command::Version {
             return Ok(request);
         }
-        let role = role(called)?;
-        request.network = Some(network(role, &config)?);
+        request.target = match role(called)? {
+            Role::Overlay => Target::Daemon(overlay(&config, &variable("CNI_ARGS"))?),
+            role => Target::Own(network(role, &config)?),
+        };
         if matches!(command, Command::Status | Command::Gc) {
             return Ok(request);
         }
@@ -219,16 +259,48 @@ fn role(called: &str) -> Result<Role, Failure> {
         "macvlan" => Ok(Role::Macvlan),
         "ipvlan" => Ok(Role::Ipvlan),
         "ipam" => Ok(Role::Ipam),
-        // A plugin's run ends: nobody would keep the host's lease, or hear of the others' pods.
-        "overlay" => {
-            let why = "the hosts' records are kept by a daemon that runs: have berthd serve the pods (network.store = \"etcd\")";
-            Err(Failure::new(CONFIGURATION, "overlay networks can't be had from a plugin", why))
-        }
+        "overlay" => Ok(Role::Overlay),
         _ => {
-            let known = "link it as berth-bridge, berth-macvlan, berth-ipvlan or berth-ipam";
+            let known = "link it as berth-bridge, berth-macvlan, berth-ipvlan, berth-overlay or berth-ipam";
             Err(Failure::new(CONFIGURATION, format!("called as {name:?}, which says nothing"), known))
         }
     }
+}
+
+fn overlay(config: &Config, arguments: &str) -> Result<Overlay, Failure> {
+    if config.name.is_empty() {
+        return Err(Failure::new(CONFIGURATION, "the configuration has no name", ""));
+    }
+    if !matches!(config.ipam.r#type.as_str(), "" | "berth-ipam") {
+        let what = format!("ipam of type {:?} can't be combined with this plugin", config.ipam.r#type);
+        return Err(Failure::new(
+            CONFIGURATION,
+            what,
+            "an overlay's addresses come from the hosts' common stock",
+        ));
+    }
+    let network = if config.network.is_empty() { &config.name } else { &config.network };
+    let mut options = BTreeMap::new();
+    for (key, value) in [("vni", config.vni), ("block", config.block), ("mtu", config.mtu)] {
+        if value != 0 {
+            options.insert(key.to_owned(), value.to_string());
+        }
+    }
+    if config.encrypted {
+        options.insert("encrypted".to_owned(), "true".to_owned());
+    }
+    // What the pod is called, where the runtime says so.
+    let name = arguments.split(';').find_map(|pair| pair.strip_prefix("K8S_POD_NAME="));
+    let name = name.filter(|name| !name.is_empty() && name.len() <= NAME_MAX);
+    Ok(Overlay {
+        socket: config.socket.clone().unwrap_or_else(|| SOCKET.into()),
+        network: network.clone(),
+        owner: config.name.clone(),
+        subnets: subnets(&config.ipam)?,
+        internal: config.internal,
+        options,
+        aliases: name.map(str::to_owned).into_iter().collect(),
+    })
 }
 
 fn network(role: Role, config: &Config) -> Result<Network, Failure> {
@@ -279,7 +351,7 @@ fn network(role: Role, config: &Config) -> Result<Network, Failure> {
         }
         Role::Macvlan => NetworkDriver::Macvlan(mode::<MacvlanMode>(&config.mode)?, parent()?),
         Role::Ipvlan => NetworkDriver::Ipvlan(mode::<IpvlanMode>(&config.mode)?, parent()?),
-        Role::Ipam => NetworkDriver::Addresses(subnets.clone()),
+        Role::Ipam | Role::Overlay => NetworkDriver::Addresses(subnets.clone()),
     };
     // Apart from the names of networks that are always there.
     Ok(Network::new(format!("cni-{}", config.name), driver))

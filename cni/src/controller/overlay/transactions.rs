@@ -249,3 +249,24 @@ pub(in crate::controller) async fn unclaim(
         Err(error) => Err(error),
     }
 }
+
+/// Takes a host's blocks and claims of a network from it; how many. `None`: it had none. Refused while its lease lives, which the
+/// transaction holds against as well.
+pub(super) async fn reclaim(
+    plane: &Plane,
+    network: &str,
+    vni: u32,
+    host: &str,
+) -> Result<Option<(usize, usize)>> {
+    let what = format!("reclaiming the addresses of host {host} on network {network:?}");
+    change(plane, &what, (network, vni), |allocation, alive| {
+        if alive.contains(host) {
+            let view = plane.view.lock();
+            let name = view.hosts.get(host).map(|record| record.value.name.clone());
+            return Err(Error::HostAlive { host: name.unwrap_or_else(|| host.to_owned()) });
+        }
+        let freed = allocation.forget(host);
+        Ok((freed != (0, 0)).then_some(freed))
+    })
+    .await
+}

@@ -1,5 +1,7 @@
 //! `berth network ipam`: who has which address.
 
+mod blocks;
+
 use anyhow::{Context, Result, anyhow};
 use berth::proto::berth::v1::{AddressPool, ListPoolsRequest, ReconcileNetworksRequest};
 use clap::{Args, Subcommand};
@@ -20,6 +22,10 @@ pub(crate) enum Ipam {
     Ls(Ls),
     /// Hold records and kernel against each other: remove what nobody owns, restore what is missing
     Gc(Gc),
+    /// List which node has which addresses of networks that span nodes
+    Blocks(blocks::Blocks),
+    /// Take the addresses of a node that is gone for good from it, so that others can have them
+    Reclaim(blocks::Reclaim),
 }
 
 impl Ipam {
@@ -28,6 +34,8 @@ impl Ipam {
         match self {
             Self::Ls(ls) => ls.execute(address).await,
             Self::Gc(gc) => gc.execute(address).await,
+            Self::Blocks(blocks) => blocks.execute(address).await,
+            Self::Reclaim(reclaim) => reclaim.execute(address).await,
         }
     }
 }
