@@ -4,7 +4,7 @@
 #   make test    format, lints, unit tests, integration tests
 #   make test-vm the integration tests on a second kind of machine: cgroup v2, Debian's kernel, in QEMU
 #                (FILTER=containers chooses; CRITEST=/path/to/critest runs that there; tests/vm/README.md)
-#   make test-vm-node  the installer there, on a Debian that systemd runs
+#   make test-vm-node  the installer there, on a Debian that systemd runs   (GUEST=pods-guest.sh: pods in its scopes)
 #   make bench   Berth and Debian's containerd side by side; joining a network beside the bare netlink calls; throughput beside
 #                paths made by hand
 #   make conformance CRITEST=/path/to/critest    the kubelet's view: cri-tools' suite, which you bring (docs/conformance.md)
@@ -74,7 +74,7 @@ test-vm-node: setup build
 	@$(SUDO) tests/setup.sh vm
 	install -D -s -t target/vm/programs/release $(addprefix target/debug/,berthd berth berth-shim berth-cni)
 	$(MAKE) deb-files BIN=target/vm/programs/release DEB=target/vm/berth.deb DEB_FLAGS=--fast
-	$(SUDO) env DEB=$(CURDIR)/target/vm/berth.deb NICE="$(NICE)" CPUS="$(CPUS)" LIMIT="$(LIMIT)" tests/vm/node.sh
+	$(SUDO) env GUEST="$(GUEST)" DEB=$(CURDIR)/target/vm/berth.deb NICE="$(NICE)" CPUS="$(CPUS)" LIMIT="$(LIMIT)" tests/vm/node.sh
 
 # Lints are part of `test`. `cargo bench` shares its artefacts with the release build.
 bench: setup release

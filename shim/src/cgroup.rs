@@ -90,13 +90,14 @@ pub(crate) fn oom_kills(directories: &[PathBuf]) -> u64 {
         .iter()
         .filter_map(|file| with_file(directories, file))
         .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|text| {
-            text.lines()
-                .filter_map(|line| line.strip_prefix("oom_kill "))
-                .filter_map(|count| count.trim().parse::<u64>().ok())
-                .collect::<Vec<_>>()
-        })
+        .map(|text| killed(&text))
         .sum()
+}
+
+/// The counter in the text of `memory.events` or `memory.oom_control`.
+pub(crate) fn killed(text: &str) -> u64 {
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Every process in the cgroup and below it.

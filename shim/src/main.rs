@@ -35,6 +35,7 @@ mod job;
 mod log;
 mod metrics;
 mod oci;
+mod oom;
 mod pod_init;
 mod pod_namespaces;
 mod probe;

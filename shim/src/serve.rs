@@ -26,6 +26,7 @@ use crate::audience::Audience;
 use crate::foreign::Program;
 use crate::frame::Connection;
 use crate::oci::Binary;
+use crate::oom::Kills;
 use crate::stream::{Input, Stream};
 use crate::sys;
 use crate::timing::Timing;
@@ -124,6 +125,8 @@ struct Shim {
     next_connection: u64,
     container: Option<Process>,
     cgroups: Vec<PathBuf>,
+    /// Who was killed there for want of memory.
+    kills: Option<Kills>,
     paused: bool,
     /// A container made from a checkpoint, which its start restores.
     pending: Option<Pending>,
@@ -157,6 +160,7 @@ struct Timings {
 
 enum Token {
     Signals,
+    Kills,
     Listener,
     Connection(u64),
     Job(i32),
@@ -216,6 +220,7 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
         next_connection: 0,
         container: None,
         cgroups: Vec::new(),
+        kills: None,
         paused: false,
         pending: None,
         told_checkpoint: String::new(),
@@ -324,6 +329,11 @@ impl Shim {
             fds.push(libc::pollfd { fd, events, revents: 0 });
             tokens.push(token);
         };
+        // Before the signals: a process is killed before it ends.
+        let runs = self.container.as_ref().is_some_and(|container| container.exit().is_none());
+        if let Some(fd) = self.kills.as_ref().filter(|_| runs).and_then(Kills::fd) {
+            add(fd, libc::POLLPRI, Token::Kills);
+        }
         add(signals.as_raw_fd(), libc::POLLIN, Token::Signals);
         if self.connections.len() < CONNECTIONS_MAX {
             add(listener.as_raw_fd(), libc::POLLIN, Token::Listener);
@@ -384,6 +394,9 @@ impl Shim {
         }
         for (fd, token) in ready() {
             match token {
+                Token::Kills => {
+                    self.kills.as_mut().map(Kills::look);
+                }
                 Token::Signals => self.reap(signals),
                 Token::Listener => self.accept(listener),
                 Token::Connection(id) => self.serve_connection(*id),
@@ -395,6 +408,12 @@ impl Shim {
                 Token::Stream(_) | Token::Input(_) => {}
             }
         }
+    }
+
+    /// The container is in these cgroups from now on.
+    fn settle_in(&mut self, cgroups: Vec<PathBuf>) {
+        self.kills = Kills::watch(&cgroups);
+        self.cgroups = cgroups;
     }
 
     /// Ends the streams of processes that are gone when others kept them open for too long.

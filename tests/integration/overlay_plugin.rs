@@ -198,7 +198,7 @@ async fn a_plugin_joins_namespaces_of_other_runtimes(cluster: &mut Cluster) {
     assert!(endpoints(here).is_empty());
     two.unpin();
     there.berth_ok(&["network", "ipam", "gc"]);
-    assert_eq!(endpoints(there), [pod.id.clone()]);
+    assert_eq!(endpoints(there), std::slice::from_ref(&pod.id));
     one.unpin();
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cgroup;
+use crate::oom::Kills;
 use crate::sys::Reaped;
 
 use super::Shim;
@@ -110,7 +111,8 @@ impl Shim {
         if exec_id.is_empty() {
             self.cool_down();
             self.audience.borrow_mut().close_keyboard();
-            let oom_killed = cgroup::oom_kills(&self.cgroups) > 0;
+            let seen = self.kills.as_mut().map_or(0, Kills::look);
+            let oom_killed = seen > 0 || cgroup::oom_kills(&self.cgroups) > 0;
             if oom_killed {
                 self.tell_out_of_memory();
             }

@@ -254,7 +254,7 @@ impl Shim {
     /// Takes charge of a container that the other shim has.
     fn hold(&mut self, process: Process, copies: Vec<(OwnedFd, Sink)>) {
         if let Ok(own) = cgroup::own_membership() {
-            self.cgroups = cgroup::directories_of(process.pid, &own).unwrap_or_default();
+            self.settle_in(cgroup::directories_of(process.pid, &own).unwrap_or_default());
         }
         self.had_container = true;
         self.container = Some(process);

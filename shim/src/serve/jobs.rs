@@ -119,7 +119,7 @@ impl Shim {
                     self.refuse(reply, &failure);
                     return self.answer_early();
                 }
-                self.cgroups = cgroups;
+                self.settle_in(cgroups);
                 self.had_container = true;
                 let mut process = process;
                 process.pid = pid;
@@ -200,7 +200,7 @@ impl Shim {
                     self.ended("", Reaped { pid: 0, code: 128, signal: 0 });
                     return self.refuse(reply, &failure);
                 }
-                self.cgroups = cgroups;
+                self.settle_in(cgroups);
                 for (source, sink) in copies {
                     self.streams.push(Stream::new("", source, sink).shown_to(&self.audience));
                 }
