@@ -23,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         environment_and_directory,
         exit_codes_and_reasons,
         stop_sends_the_images_signal,
+        stop_right_after_the_start,
         stop_kills_after_the_grace_period,
         stop_kills_everything_in_the_cgroup,
         start_needs_a_created_container,
@@ -143,6 +144,19 @@ async fn stop_sends_the_images_signal(world: &mut World) {
     wait_for_log(world, &pod, &config, "up").await;
     world.stop_container(&id, 10).await.unwrap();
     assert_eq!(world.status(&id).await.unwrap().exit_code, 5);
+}
+
+/// A process that has no handler yet, as the first of its namespace, does not hear a signal; it is asked again when it has one.
+async fn stop_right_after_the_start(world: &mut World) {
+    let image = world.image("busybox").await;
+    let pod = world.pod("early");
+    let pod_id = world.run_pod(&pod).await.unwrap();
+    let late = "echo up; sleep 1; trap 'exit 7' TERM; while :; do sleep 0.05; done";
+    let config = script("main", &image, late);
+    let id = world.launch(&pod_id, &pod, &config).await.unwrap();
+    wait_for_log(world, &pod, &config, "up").await;
+    world.stop_container(&id, 90).await.unwrap();
+    assert_eq!(world.status(&id).await.unwrap().exit_code, 7);
 }
 
 async fn stop_kills_after_the_grace_period(world: &mut World) {
