@@ -19,9 +19,6 @@ REASONS = [
 ]
 # The same where the second machine is another.
 SECOND = [
-    (r"StopContainer should not return an error if already stopped", "the emulated machine is slow: SIGTERM comes before "
-     "`top`, process 1 of its namespace, handles it, so the kernel drops it; the grace period is the spec's own time limit"),
-    (r"RemoveContainer should not return an error if not found", "counts the failure of the spec before it, whose call goes on"),
     (r"UserNamespaces", "needs linux 6.3"),
 ]
 

@@ -110,8 +110,8 @@ async fn files_and_mounts(world: &mut World) {
     for file in ["hosts", "hostname", "resolv.conf"] {
         assert_eq!(label_of(&directory.join(file)), shared, "{file}");
     }
-    // Terminals and what is written work as ever.
-    assert_eq!(world.sh(&id, "echo x >/file && cat /file /etc/hostname").await, "x\nlabelled");
+    // What is written works as ever. The pod's own files are out of reach for a container with other categories than its pod.
+    assert_eq!(world.sh(&id, "echo x >/file && cat /file").await, "x");
 }
 
 async fn relabelled_volumes(world: &mut World) {
