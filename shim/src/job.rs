@@ -13,10 +13,18 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
     socketpair,
 };
+use serde::Serialize;
 
 use crate::status::{Code, Failure};
 use crate::sys::{self, Fork};
-use crate::timing::Timing;
+
+/// A part: its name, and when it began and ended, in nanoseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Timing {
+    pub(crate) name: String,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
 
 /// One report of a child.
 #[derive(Debug)]

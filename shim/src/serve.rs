@@ -25,11 +25,11 @@ use std::time::{Duration, Instant};
 use crate::audience::Audience;
 use crate::foreign::Program;
 use crate::frame::Connection;
+use crate::job::Timing;
 use crate::oci::Binary;
 use crate::oom::Kills;
 use crate::stream::{Input, Stream};
 use crate::sys;
-use crate::timing::Timing;
 use crate::warm::Warm;
 
 use container::{Process, Reply};

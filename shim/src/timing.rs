@@ -8,20 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::ttrpc::proto::KeyValue;
-use serde::Serialize;
 
 use crate::job::Reporter;
 
 /// Parts of one call that are kept.
 pub(crate) const PARTS_MAX: usize = 16;
-
-/// A part: its name, and when it began and ended, in nanoseconds since 1970.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Timing {
-    pub(crate) name: String,
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-}
 
 /// Nanoseconds since 1970.
 pub(crate) fn now() -> u64 {

@@ -14,12 +14,12 @@ use containerd_shim_protos::ttrpc::proto::Request;
 use crate::cgroup;
 use crate::create::{self, Creation};
 use crate::exec;
-use crate::job;
+use crate::job::{self, Timing};
 use crate::rootfs::RootfsMount;
 use crate::status::{Code, Failure};
 use crate::stdio::Stdio;
 use crate::sys;
-use crate::timing::{self, Laps, Timing};
+use crate::timing::{self, Laps};
 use crate::{delete, metrics, update};
 
 use super::answer::{Outcome, not_found, parse, refused, time};

@@ -8,12 +8,12 @@ use rustix::io::Errno;
 
 use crate::cgroup;
 use crate::exec;
-use crate::job::{Job, Report};
+use crate::job::{Job, Report, Timing};
 use crate::status::{Code, Failure};
 use crate::stdio::Stdio;
 use crate::stream::{Input, Sink, Stream};
 use crate::sys::{self, Reaped};
-use crate::timing::{PARTS_MAX, Timing};
+use crate::timing::PARTS_MAX;
 
 use super::Shim;
 use super::container::{Phase, Process, Reply};
