@@ -93,7 +93,7 @@ conformance: setup build
 	@[ -x "$(CRITEST)" ] || { echo "CRITEST=/path/to/critest is missing; build it with \`make critest\` in a checkout of \
 	  https://github.com/kubernetes-sigs/cri-tools" >&2; exit 2; }
 	$(SUDO) env REPORT=$(CURDIR)/target/critest.xml tests/conformance/run.sh "$(CRITEST)" $(if $(FOCUS),'-ginkgo.focus=$(FOCUS)')
-	tests/conformance/report.py target/critest.xml $(wildcard target/vm/critest.xml)
+	tests/conformance/report.py target/critest.xml $(foreach report,$(wildcard target/vm/critest-*.xml),$(report:target/vm/critest-%.xml=%)=$(report))
 
 MDBOOK ?= $(or $(shell command -v mdbook),target/tools/bin/mdbook)
 docs: $(filter target/%,$(MDBOOK))

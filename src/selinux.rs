@@ -59,6 +59,17 @@ pub struct Labels {
     pub files: Option<String>,
 }
 
+impl Labels {
+    /// The label of the files without categories: every container may use those, whatever its own are.
+    pub fn files_for_all(&self) -> Option<String> {
+        let mut context = Context::parse(self.files.as_ref()?)?;
+        // `low[:categories][-high[:categories]]`
+        context.level =
+            context.level.as_ref().and_then(|level| level.split([':', '-']).next()).map(str::to_owned);
+        Some(context.to_string())
+    }
+}
+
 /// SELinux on this machine.
 #[derive(Clone, Debug)]
 pub struct SeLinux {
@@ -274,6 +285,7 @@ mod tests {
         assert_eq!(one.files.unwrap(), format!("system_u:object_r:container_file_t:s0:{categories}"));
         // The container's own word comes before the pod's, a type alone keeps the categories.
         let asked = host.labels("pod1", Some(&level("s0:c1,c2")), None, false).unwrap();
+        assert_eq!(asked.files_for_all().as_deref(), Some("system_u:object_r:container_file_t:s0"));
         assert_eq!(asked.process.as_deref(), Some("system_u:system_r:container_t:s0:c1,c2"));
         assert_eq!(asked.files.as_deref(), Some("system_u:object_r:container_file_t:s0:c1,c2"));
         let kind = SeLinuxOption { r#type: "web_t".into(), role: "web_r".into(), ..Default::default() };
@@ -313,6 +325,10 @@ mod tests {
         fs::write(path.join("mls"), "0").unwrap();
         let labels = of_test(path, false).labels("p", None, None, false).unwrap();
         assert_eq!(labels.process.as_deref(), Some("u:r:svirt_t"));
+        assert_eq!(labels.files_for_all(), labels.files);
+        assert_eq!(Labels::default().files_for_all(), None);
+        let range = Labels { files: Some("u:r:t:s1:c2-s3:c2.c5".into()), process: None };
+        assert_eq!(range.files_for_all().as_deref(), Some("u:r:t:s1"));
         assert_eq!(of_test(path, false).describe()["policy"], "ours");
     }
 }

@@ -5,7 +5,7 @@ mod traces;
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{Layer, Registry, fmt, reload};
@@ -13,6 +13,9 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 use crate::config::{Log, LogFormat};
 use traces::Traces;
 pub(crate) use traces::{Place, TRACEPARENT, answered, called, traceparent};
+
+/// The target of what the ttrpc library logs.
+const TTRPC: &str = "ttrpc";
 
 /// Holds the level, and sends traces.
 #[derive(Clone, Debug)]
@@ -75,6 +78,34 @@ impl Telemetry {
     }
 }
 
+/// What is logged at a level. ttrpc calls it an error of its own when a peer leaves before it has read all, as every plugin and shim
+/// does that ends: who called says what it means. It is heard again where its target is named, or from `debug` on.
 fn targets(level: &str) -> Result<Targets, Error> {
-    level.parse().map_err(|source| Error::Level { level: level.to_owned(), source })
+    let targets: Targets =
+        level.parse().map_err(|source| Error::Level { level: level.to_owned(), source })?;
+    let named = targets.iter().any(|(target, _)| target.starts_with(TTRPC));
+    let all = targets.default_level().is_some_and(|level| level >= LevelFilter::DEBUG);
+    Ok(if named || all { targets } else { targets.with_target(TTRPC, LevelFilter::OFF) })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tracing::Level;
+
+    use super::targets;
+
+    #[test]
+    fn peers_that_leave_are_no_errors_unless_they_are_asked_for() {
+        const CONNECTION: &str = "ttrpc::asynchronous::connection";
+        for (level, heard) in
+            [("info", false), ("berth=debug", false), ("warn,ttrpc=error", true), ("debug", true)]
+        {
+            let targets = targets(level).unwrap();
+            assert_eq!(targets.would_enable(CONNECTION, &Level::ERROR), heard, "{level}");
+            assert!(targets.would_enable("berth::pod", &Level::ERROR), "{level}");
+        }
+        assert!(targets("berth=loud").is_err());
+    }
 }

@@ -10,12 +10,13 @@ use nix::mount::{MsFlags, mount};
 use super::error::Error;
 use crate::container::{self, spec};
 use crate::proto::runtime::v1::PodSandboxConfig;
+use crate::selinux::Labels;
 
 /// Size of a pod's `/dev/shm`, as other runtimes give it.
 const SHM_SIZE: &str = "64m";
 
 /// The state directory of one pod: `ns/`, `shm/`, `hosts`, `hostname`, `resolv.conf`. What containers see of it has the SELinux
-/// label of the pod's files, where there is one.
+/// label of the pod's files, where there is one; the files without its categories.
 #[derive(Clone, Debug)]
 pub(super) struct Directory(PathBuf);
 
@@ -50,12 +51,7 @@ impl Directory {
     }
 
     /// Makes the directory, the resolver's file, and shared memory where the pod has its own. Blocks.
-    pub(super) fn make(
-        &self,
-        config: &PodSandboxConfig,
-        shm: bool,
-        label: Option<&str>,
-    ) -> Result<(), Error> {
+    pub(super) fn make(&self, config: &PodSandboxConfig, shm: bool, labels: &Labels) -> Result<(), Error> {
         fs::create_dir_all(&self.0).map_err(file("making the directory", &self.0))?;
         let path = self.resolv_conf();
         // A host without a resolver configuration has none to give.
@@ -63,13 +59,13 @@ impl Directory {
         let text =
             spec::render_resolv_conf(config.dns_config.as_ref(), &of_host).map_err(container::Error::Spec)?;
         fs::write(&path, text).map_err(file("writing", &path))?;
-        give(label, &path)?;
+        give(labels, &path)?;
         if shm {
             let path = self.shm();
             fs::create_dir_all(&path).map_err(file("making the directory", &path))?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             let mut options = format!("mode=1777,size={SHM_SIZE}");
-            if let Some(label) = label {
+            if let Some(label) = &labels.files {
                 // Quoted, as a label has commas.
                 options.push_str(&format!(",context=\"{label}\""));
             }
@@ -80,18 +76,13 @@ impl Directory {
     }
 
     /// Writes what depends on the pod's name and addresses. Blocks.
-    pub(super) fn name(
-        &self,
-        hostname: &str,
-        addresses: &[IpAddr],
-        label: Option<&str>,
-    ) -> Result<(), Error> {
+    pub(super) fn name(&self, hostname: &str, addresses: &[IpAddr], labels: &Labels) -> Result<(), Error> {
         let hosts = self.hosts();
         fs::write(&hosts, spec::render_hosts(hostname, addresses)).map_err(file("writing", &hosts))?;
-        give(label, &hosts)?;
+        give(labels, &hosts)?;
         let path = self.hostname();
         fs::write(&path, spec::render_hostname(hostname)).map_err(file("writing", &path))?;
-        give(label, &path)
+        give(labels, &path)
     }
 
     /// The resolver configuration that was asked for. Blocks.
@@ -129,8 +120,10 @@ impl Directory {
     }
 }
 
-fn give(label: Option<&str>, path: &Path) -> Result<(), Error> {
-    label.map_or(Ok(()), |label| container::relabel(path, label).map_err(Error::Container))
+/// Labels a file that all containers of the pod are to read, also one that has categories of its own. It holds nothing that another
+/// pod might not know, and no other pod's container sees it.
+fn give(labels: &Labels, path: &Path) -> Result<(), Error> {
+    labels.files_for_all().map_or(Ok(()), |label| container::relabel(path, &label).map_err(Error::Container))
 }
 
 fn unmount(path: &Path) -> Result<(), Error> {

@@ -14,6 +14,7 @@ use crate::container::{self, Handler, Surroundings, spec};
 use crate::meter::Stage;
 use crate::proto::berth::v1::{PodPhase, PodRecord};
 use crate::proto::runtime::v1::PodSandboxConfig;
+use crate::selinux::Labels;
 
 /// A sandbox that stands.
 #[derive(Debug)]
@@ -67,12 +68,12 @@ async fn make(
     let directory = Directory::new(&shared.tools.state, &record.id);
     let namespaces = Namespaces::new(directory.namespaces());
     let hostname = hostname(config);
-    let label = files_label(shared, &record.id, config)?;
+    let labels = labels(shared, &record.id, config)?;
     let files = {
         let (directory, config, shm) = (directory.clone(), Arc::clone(config), plan.ipc);
-        let label = label.clone();
+        let labels = labels.clone();
         async move {
-            tokio::task::spawn_blocking(move || directory.make(&config, shm, label.as_deref()))
+            tokio::task::spawn_blocking(move || directory.make(&config, shm, &labels))
                 .await
                 .map_err(|_| Error::ShuttingDown)?
         }
@@ -90,7 +91,7 @@ async fn make(
     record.addresses = addresses.iter().map(ToString::to_string).collect();
     let named = {
         let directory = directory.clone();
-        tokio::task::spawn_blocking(move || directory.name(&hostname, &addresses, label.as_deref()))
+        tokio::task::spawn_blocking(move || directory.name(&hostname, &addresses, &labels))
     };
     named.await.map_err(|_| Error::ShuttingDown)??;
     if spec::shares_pid(config) {
@@ -189,13 +190,13 @@ pub(super) fn surroundings(
     }
 }
 
-/// The SELinux label of what the pod's containers share.
-fn files_label(shared: &Shared, id: &str, config: &PodSandboxConfig) -> Result<Option<String>, Error> {
-    let Some(host) = &shared.tools.host.selinux else { return Ok(None) };
+/// The SELinux labels of what the pod's containers share.
+fn labels(shared: &Shared, id: &str, config: &PodSandboxConfig) -> Result<Labels, Error> {
+    let Some(host) = &shared.tools.host.selinux else { return Ok(Labels::default()) };
     let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     let asked = context.and_then(|context| context.selinux_options.as_ref());
     let labels = host.labels(id, asked, None, false).map_err(spec::Error::Label);
-    Ok(labels.map_err(container::Error::Spec)?.files)
+    Ok(labels.map_err(container::Error::Spec)?)
 }
 
 /// Whether the pod's namespaces still stand: not after a reboot.

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes docs/conformance.md from JUnit reports of runs of critest: of this machine, and of the second one (tests/vm).
+"""Writes docs/conformance.md from JUnit reports of runs of critest: of this machine, and of the second one (tests/vm) with its kernels.
 
-    report.py REPORT.xml [SECOND.xml]... >docs/conformance.md
+    report.py REPORT.xml [KERNEL=REPORT.xml]... >docs/conformance.md
 
-The second machine is slow: its run may be made in parts, of which later ones count where they ran a spec.
+A kernel may be named more than once: of runs of parts of the suite the later ones count where they ran a spec.
 """
 import platform
 import re
@@ -17,10 +17,10 @@ REASONS = [
     (r"benchmark", "measures, and judges nothing: run with `-ginkgo.focus=benchmark`"),
     (r"UserNamespaces", "this kernel lacks what user namespaces of pods need, and Status says so"),
 ]
-# The same where the second machine is another.
-SECOND = [
-    (r"UserNamespaces", "needs linux 6.3"),
-]
+# The same on a kernel of the second machine.
+SECOND = {
+    "6.1": [(r"UserNamespaces", "needs linux 6.3")],
+}
 
 
 def reason(name, said, more):
@@ -54,16 +54,22 @@ def count(specs):
     return f"{len(specs)} | {of['pass']} | {of['**fail**']} | {of['skipped']}"
 
 
+def cell(results, name):
+    return results.get(name, ("not run", ""))
+
+
 def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    first = read(sys.argv[1], [])
-    second = {} if len(sys.argv) > 2 else None
-    for part in sys.argv[2:]:
-        for name, result in read(part, SECOND).items():
-            if name not in second or result[0] != "skipped":
-                second[name] = result
-    linux = ".".join(platform.release().split(".")[:2])
+    here = "linux " + ".".join(platform.release().split(".")[:2])
+    # In the order of the columns.
+    runs = {here: read(sys.argv[1], [])}
+    for argument in sys.argv[2:]:
+        kernel, _, path = argument.partition("=")
+        run = runs.setdefault(kernel, {})
+        for name, result in read(path, SECOND.get(kernel, [])).items():
+            if name not in run or result[0] != "skipped":
+                run[name] = result
     print(
         """# Conformance
 
@@ -73,28 +79,28 @@ of `make conformance CRITEST=/path/to/critest` and `make test-vm CRITEST=/path/t
 | machine | specs | pass | fail | skipped |
 | --- | --- | --- | --- | --- |"""
     )
-    print(f"| linux {linux}, cgroup v1 | {count(first)} |")
-    if second is not None:
-        print(f"| the second: Debian's 6.1, cgroup v2, AppArmor, emulated | {count(second)} |")
+    for kernel, run in runs.items():
+        machine = "cgroup v1" if kernel == here else "Debian's, cgroup v2, AppArmor, emulated"
+        print(f"| {kernel if kernel == here else 'linux ' + kernel}, {machine} | {count(run)} |")
     print(
         """
 The runs: images from a private registry that stands in for the public ones (`tests/conformance/images.py` says how), a daemon
 of its own in a network namespace of its own. critest is not part of this repository; build it with `make critest` in a checkout
-of cri-tools. The second machine is emulated, and slow: its column is put together from runs of parts of the suite, some of them
-of builds shortly before this one.
+of cri-tools.
 """
     )
-    columns = ["spec", "result", "why"] if second is None else ["spec", "result", "second", "why"]
+    columns = ["spec", *(kernel.removeprefix("linux ") for kernel in runs), "why"]
     print("| " + " | ".join(columns) + " |")
     print("|" + " --- |" * len(columns))
-    for name in sorted(first | (second or {})):
-        state, why = first.get(name, ("", ""))
-        cells = [name.removeprefix("[k8s.io] ").replace("|", "\\|"), state]
-        if second is not None:
-            other, other_why = second.get(name, ("not run", ""))
-            cells.append(other)
-            why = "; ".join(part for part in (why, other_why and f"second: {other_why}") if part) if why != other_why else why
-        cells.append(why.replace("|", "/"))
+    for name in sorted(set().union(*runs.values())):
+        states = {kernel: cell(run, name) for kernel, run in runs.items()}
+        whys = {}
+        for kernel, (_, why) in states.items():
+            if why:
+                whys.setdefault(why, []).append(kernel.removeprefix("linux "))
+        # What holds on all machines needs no name of one.
+        why = "; ".join(why if len(on) == len(runs) else f"{', '.join(on)}: {why}" for why, on in whys.items())
+        cells = [name.removeprefix("[k8s.io] ").replace("|", "\\|"), *(state for state, _ in states.values()), why.replace("|", "/")]
         print("| " + " | ".join(cells) + " |")
 
 

@@ -3,6 +3,7 @@
 #
 #   image.sh IMAGE KERNEL PROGRAM...    programs lie in the directory of a cargo profile, or in its deps/
 #
+# BERTH_BIN_DIR    directory with Berth's programs (that of the profile)
 # APPARMOR         directory with apparmor_parser and apparmor.d/ (apparmor.sh)
 # POLICY, SELINUX  binary SELinux policy (selinux.sh), and whether it is only `permissive`
 # CRITEST, IMAGES  the conformance suite and its registry's content: instead of test programs, berthd alone is named
@@ -64,8 +65,9 @@ stripped() { # SOURCE TARGET
 }
 profile=$(dirname "$1")
 [ "$(basename "$profile")" != deps ] || profile=$(dirname "$profile")
+berth=${BERTH_BIN_DIR:-$profile}
 for name in berthd berth berth-shim berth-cni; do
-    stripped "$profile/$name" "/berth/$name"
+    stripped "$berth/$name" "/berth/$name"
 done
 if [ -z "${CRITEST:-}" ]; then
     for path; do
@@ -82,7 +84,9 @@ else
     printf '#!/bin/sh\nexec "$@"\n' >"$root/usr/bin/sudo"
     chmod 0755 "$root/usr/bin/sudo"
 fi
-find "$root" -depth -type d -path "$root${profile%/*}*" -empty -delete
+for directory in "$profile" "$berth"; do
+    find "$root" -depth -type d -path "$root${directory%/*}*" -empty -delete
+done
 
 if [ -n "${APPARMOR:-}" ]; then
     add "$APPARMOR/apparmor_parser"

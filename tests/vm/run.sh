@@ -7,8 +7,9 @@
 # TEST    cargo's choice of tests    (default: --test integration; also: "-p berth-cni --test network")
 # MEMORY  MiB                        (3072)       CPUS   virtual processors (1)
 # CRITEST path of cri-tools' critest: it runs instead of the tests, with the words after it as its options; its report is left
-#         in $WORK/critest.xml
+#         in $WORK/critest-KERNEL.xml (critest-6.1.xml)
 # SELINUX 1: SELinux with a small policy takes the place of AppArmor; permissive: it forbids nothing
+# BERTH_BIN_DIR  where Berth's programs are: those of a release are quicker  (the tests' own profile)
 # LIMIT   seconds until it is ended  (7200)       WORK   where it builds    (target/vm)
 # NICE    of the machine (10)
 #
@@ -20,6 +21,7 @@ cd "$here/../.."
 work=${WORK:-target/vm}
 mkdir -p "$work"
 work=$(cd "$work" && pwd)
+[ -z "${BERTH_BIN_DIR:-}" ] || { BERTH_BIN_DIR=$(realpath "$BERTH_BIN_DIR") && export BERTH_BIN_DIR; }
 limit=${LIMIT:-7200}
 cargo=${CARGO:-cargo}
 
@@ -28,7 +30,7 @@ if [ -n "${CRITEST:-}" ]; then
     export CRITEST IMAGES="$work/images"
     # Pulled apart from the machine, which has neither python nor a network.
     [ -d "$IMAGES/docker" ] || NAME=berth-images PREPARE="$IMAGES" IMAGES='' tests/conformance/run.sh -
-    programs=$(realpath "${BERTH_BIN_DIR:-target/debug}")/berthd
+    programs=${BERTH_BIN_DIR:-$(realpath target/debug)}/berthd
 else
     # A line of cargo's JSON for each test program it has built; what it says to people stays on the terminal.
     # shellcheck disable=SC2086 # a list of words
@@ -57,9 +59,10 @@ timeout --foreground -k 5 "$limit" nice -n ${NICE:-10} qemu-system-x86_64 \
     -append "console=ttyS0 loglevel=1 panic=-1 $security rdinit=/init -- $*" \
     </dev/null 2>"$work/qemu.log" | sed -u 's/\r//g' | tee "$work/serial.log" || true
 sed -n '/^critest.xml.gz.base64$/,/^end of critest.xml$/p' "$work/serial.log" | sed '1d;$d' | base64 -d 2>/dev/null |
-    gzip -d >"$work/critest.xml.new" 2>/dev/null || true
-[ ! -s "$work/critest.xml.new" ] || mv "$work/critest.xml.new" "$work/critest.xml"
-rm -f "$work/critest.xml.new"
+    gzip -d >"$work/critest.new" 2>/dev/null || true
+version=$(basename "$kernel"/modules/* | cut -d . -f 1,2)
+[ ! -s "$work/critest.new" ] || mv "$work/critest.new" "$work/critest-$version.xml"
+rm -f "$work/critest.new"
 status=$(sed -n 's/^test-vm: exit status \([0-9]*\)$/\1/p' "$work/serial.log" | tail -n 1)
 [ -z "$status" ] || exit "$status"
 cat "$work/qemu.log" >&2
