@@ -56,9 +56,9 @@ async fn runs_as_the_container_does(world: &mut World) {
 
 async fn time_out(world: &mut World) {
     let (_, id) = world.pod_with_sleeper("slow").await;
-    let start = Instant::now();
+    let deadline = crate::support::within(10);
     assert_code(world.exec_sync(&id, &["sleep", "4321"], 1).await, Code::DeadlineExceeded);
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(Instant::now() < deadline, "its time-out came late");
     let deadline = crate::support::within(5);
     while world.sh(&id, "ps -o args | grep -c '[s]leep 4321' || true").await != "0" {
         assert!(Instant::now() < deadline, "what the exec started still runs");
@@ -89,10 +89,8 @@ async fn many_at_once(world: &mut World) {
 /// A process left in the background keeps the pipes open; the answer must not wait for it.
 async fn children_do_not_hold_it(world: &mut World) {
     let (_, id) = world.pod_with_sleeper("child").await;
-    let start = Instant::now();
-    let answer = world.exec_sync(&id, &["sh", "-c", "echo first; sleep 60 & exit 4"], 30).await.unwrap();
+    let answer = world.exec_sync(&id, &["sh", "-c", "echo first; sleep 1000 & exit 4"], 300).await.unwrap();
     assert_eq!((answer.exit_code, answer.stdout.as_slice()), (4, b"first\n".as_slice()));
-    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
 }
 
 /// What a command left in the background is the container's from then on, however many commands follow.

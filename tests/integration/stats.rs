@@ -1,25 +1,24 @@
-//! Statistics, metrics, events and new limits.
+//! Statistics, metrics and new limits.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_cri::v1::{
-    ContainerEventResponse, ContainerEventType, ContainerStats, ContainerStatsFilter, ContainerStatsRequest,
-    GetEventsRequest, LinuxContainerResources, ListContainerStatsRequest, ListMetricDescriptorsRequest,
-    ListPodSandboxMetricsRequest, ListPodSandboxStatsRequest, PodSandboxStats, PodSandboxStatsRequest,
-    UInt64Value, UpdateContainerResourcesRequest,
+    ContainerStats, ContainerStatsFilter, ContainerStatsRequest, LinuxContainerResources,
+    ListContainerStatsRequest, ListMetricDescriptorsRequest, ListPodSandboxMetricsRequest,
+    ListPodSandboxStatsRequest, PodSandboxStats, PodSandboxStatsRequest, UInt64Value,
+    UpdateContainerResourcesRequest,
 };
 use libtest_mimic::Trial;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
-use crate::support::World;
-use crate::support::container;
 use crate::support::http;
 use crate::support::measure;
 use crate::support::runtime::Options;
 use crate::support::spec::{ContainerOptions, script};
 use crate::support::world::assert_code;
+use crate::support::{World, container, within};
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -29,8 +28,6 @@ pub(crate) fn trials() -> Vec<Trial> {
         ended_ones_have_a_layer_only,
         filters_and_unknown_ids,
         metrics_match_their_descriptors,
-        events_in_order,
-        events_end_with_the_daemon,
         new_limits,
         new_limits_before_the_start,
     ];
@@ -113,7 +110,7 @@ async fn a_container_that_works(world: &mut World) {
     config.resources().memory_limit_in_bytes = 64 << 20;
     let id = world.launch(&pod_id, &pod, &config).await.unwrap();
     // Writable layers are counted behind the calls, half a minute apart.
-    let deadline = Instant::now() + Duration::from_secs(90);
+    let deadline = within(90);
     let found = loop {
         let found = stats(world, &id).await.unwrap();
         if value(&found.writable_layer.as_ref().unwrap().used_bytes) >= 3_000_000 {
@@ -143,7 +140,7 @@ async fn a_pod_and_its_network(world: &mut World) {
         script("web", &image, "mkdir -p /w; head -c 500000 /dev/zero > /w/file; httpd -f -p 80 -h /w");
     world.launch(&pod_id, &pod, &config).await.unwrap();
     let address = world.address(&pod_id).await;
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = within(20);
     loop {
         // The client is on the host's side: what it downloads is what the pod sends.
         let _ = world.netns.run(|| http::get((address.as_str(), 80), "/file"));
@@ -231,58 +228,6 @@ async fn metrics_match_their_descriptors(world: &mut World) {
     assert_eq!(threads.label_values[0], "sleeper");
     assert_eq!(threads.label_values[5], "metrics");
     assert!(value(&named("container_memory_usage_bytes").value) > 0);
-}
-
-async fn subscribe(world: &World) -> Streaming<ContainerEventResponse> {
-    world.runtime().get_container_events(GetEventsRequest {}).await.unwrap().into_inner()
-}
-
-async fn next(
-    events: &mut Streaming<ContainerEventResponse>,
-) -> Result<Option<ContainerEventResponse>, Status> {
-    let limit = Duration::from_secs(30);
-    tokio::time::timeout(limit, events.message()).await.expect("no event within half a minute")
-}
-
-async fn events_in_order(world: &mut World) {
-    use ContainerEventType::{
-        ContainerCreatedEvent as Created, ContainerDeletedEvent as Deleted, ContainerStartedEvent as Started,
-        ContainerStoppedEvent as Stopped,
-    };
-    let (mut events, mut others) = (subscribe(world).await, subscribe(world).await);
-    let (pod_id, id) = world.pod_with_sleeper("events").await;
-    world.stop_container(&id, 0).await.unwrap();
-    world.remove_container(&id).await.unwrap();
-    world.stop_pod(&pod_id).await.unwrap();
-    world.remove_pod(&pod_id).await.unwrap();
-    let mut last = 0;
-    for (who, what, containers) in [
-        (&pod_id, Created, 0),
-        (&pod_id, Started, 0),
-        (&id, Created, 1),
-        (&id, Started, 1),
-        (&id, Stopped, 1),
-        (&id, Deleted, 0),
-        (&pod_id, Stopped, 0),
-        (&pod_id, Deleted, 0),
-    ] {
-        let event = next(&mut events).await.unwrap().unwrap();
-        assert_eq!((&event.container_id, event.container_event_type()), (who, what));
-        assert_eq!(event.containers_statuses.len(), containers, "{event:?}");
-        let status = event.pod_sandbox_status.as_ref().unwrap();
-        assert_eq!((&status.id, status.metadata.as_ref().unwrap().name.as_str()), (&pod_id, "events"));
-        assert!(event.created_at >= last, "time goes on");
-        last = event.created_at;
-        assert_eq!(next(&mut others).await.unwrap().unwrap(), event, "all subscribers see the same");
-    }
-}
-
-async fn events_end_with_the_daemon(world: &mut World) {
-    let mut events = subscribe(world).await;
-    let began = Instant::now();
-    world.restart().await;
-    assert!(began.elapsed() < Duration::from_secs(8), "a listener held the daemon up: {:?}", began.elapsed());
-    assert!(next(&mut events).await.is_err());
 }
 
 async fn update(world: &World, id: &str, resources: LinuxContainerResources) -> Result<(), Status> {

@@ -216,10 +216,10 @@ async fn a_slow_client_holds_nothing_up(world: &mut World) {
         assert!(Instant::now() < deadline, "the log waits for slow clients");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let begin = Instant::now();
+    let deadline = crate::support::within(5);
     world.stop_container(&id, 0).await.unwrap();
     world.remove_container(&id).await.unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(Instant::now() < deadline, "the end waited for slow clients");
     // What was kept for them ends with whole lines or is cut, but it ends.
     for session in slow {
         let ended = session.end().await;

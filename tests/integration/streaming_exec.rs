@@ -215,10 +215,10 @@ async fn a_slow_client_holds_nothing_up(world: &mut World) {
         let ended = tokio::time::timeout(Duration::from_secs(10), session.end()).await.expect("quick");
         assert_eq!(ended.stdout, "quick\n");
     }
-    let begin = Instant::now();
+    let deadline = within(5);
     world.stop_container(&id, 0).await.unwrap();
     world.remove_container(&id).await.unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(Instant::now() < deadline, "the end waited for slow clients");
     // Late, but it is told.
     for session in slow {
         assert_eq!(session.end().await.exit_code(), 137);

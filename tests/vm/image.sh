@@ -50,7 +50,7 @@ program() {
     done
 }
 
-program docker-registry etcd etcdctl runc crun containerd ctr containerd-shim-runc-v2 nft ip conntrack skopeo openssl unshare setpriv bridge tc wg
+program docker-registry etcd etcdctl runc crun containerd ctr containerd-shim-runc-v2 nft ip conntrack skopeo openssl unshare setpriv nsenter bridge tc wg
 add /usr/lib/cni/bridge /usr/lib/cni/host-local /usr/lib/cni/portmap /usr/lib/cni/bandwidth /usr/lib/cni/loopback
 # criu comes with all that it needs (tests/setup.sh criu).
 if [ -x ../../target/criu/criu ]; then
@@ -79,7 +79,7 @@ else
     cp ../conformance/run.sh "$root/conformance/"
     cp -R "$IMAGES" "$root/conformance/images"
     # Busybox has its own of these, which can less; its shell would prefer them.
-    program dash curl nsenter rm ipcmk ipcrm ipcs
+    program dash curl rm ipcmk ipcrm ipcs
     # Asks for nothing: root is who runs it.
     printf '#!/bin/sh\nexec "$@"\n' >"$root/usr/bin/sudo"
     chmod 0755 "$root/usr/bin/sudo"
@@ -118,7 +118,7 @@ done
 compiler() {
     add /usr/bin/cc "$(cc -print-prog-name=cc1)" "$(cc -print-prog-name=collect2)"
     program as ld
-    for file in crt1.o crti.o crtn.o crtbeginT.o crtend.o libc.a libgcc.a libgcc_eh.a; do
+    for file in crt1.o crti.o crtn.o crtbeginT.o crtend.o libc.a libgcc.a libgcc_eh.a liblto_plugin.so; do
         add "$(realpath "$(cc -print-file-name=$file)")"
     done
     for directory in /usr/include "$(cc -print-file-name=include)"; do
