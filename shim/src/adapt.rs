@@ -18,7 +18,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxCapabilities, LinuxDeviceCgroup, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder,
+    Capabilities, LinuxCapabilities, LinuxDeviceCgroup, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder,
     PosixRlimitType, Spec,
 };
 
@@ -26,6 +26,7 @@ use crate::bundle::state_root;
 use crate::cgroup;
 use crate::cwd;
 use crate::filter::{self, Filter};
+use crate::say::say;
 use crate::selinux;
 use crate::stage::Stage;
 use crate::staging::{self, Runtime};
@@ -112,6 +113,9 @@ pub(crate) fn spec(
     if let Some(limits) = process.rlimits().clone() {
         process.set_rlimits(Some(limits.iter().map(cap_rlimit).collect()));
     }
+    if process.capabilities().is_none() {
+        process.set_capabilities(Some(no_capabilities()));
+    }
     let mut restrictions = Restrictions {
         no_new_privileges: process.no_new_privileges() == Some(true),
         label: process.selinux_label().clone(),
@@ -139,7 +143,7 @@ pub(crate) fn spec(
             let message = format!("working directory {}: {error}", process.cwd().display());
             return Err(Failure::new(Code::FailedPrecondition, message));
         }
-        eprintln!("making the working directory {}: {error}", process.cwd().display());
+        say(format_args!("making the working directory {}: {error}", process.cwd().display()));
     }
     take_restrictions(&mut spec, &mut restrictions, bundle, seccomp_cache)?;
     let devices = if cgroup::unified() { device_rules(&spec) } else { Vec::new() };
@@ -150,6 +154,19 @@ pub(crate) fn spec(
             .map_err(|error| Failure::doing("noting that there are hooks", &error))?;
     }
     Ok(Adapted { restrictions, devices, namespaces })
+}
+
+/// What a process has whose specification says nothing of capabilities, with other runtimes as well. To libcontainer it would be all
+/// that the shim has.
+pub(crate) fn no_capabilities() -> LinuxCapabilities {
+    let mut none = LinuxCapabilities::default();
+    let empty = || Some(Capabilities::new());
+    none.set_bounding(empty())
+        .set_effective(empty())
+        .set_inheritable(empty())
+        .set_permitted(empty())
+        .set_ambient(empty());
+    none
 }
 
 /// Where the container's cgroup is to be, as an absolute path below the hierarchies, if the specification says. Where systemd makes
@@ -284,6 +301,16 @@ pub(crate) fn check_mounts(spec: &Spec, bundle: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Parts the calling process, and the container's that it starts, from the keys of whoever started the daemon: what is in a session
+/// keyring is for all its processes to read. libcontainer leaves it as it is. A kernel without keys has none to keep apart.
+pub(crate) fn leave_session_keyring() {
+    if let Err(error) = sys::leave_session_keyring()
+        && error.raw_os_error() != Some(libc::ENOSYS)
+    {
+        say(format_args!("the container keeps the daemon's session keyring, as none can be made: {error}"));
+    }
+}
+
 /// Without CAP_SYS_RESOURCE the score can't go below the caller's own.
 pub(crate) fn cap_oom_score(wanted: i32) -> i32 {
     let path = "/proc/self/oom_score_adj";
@@ -291,9 +318,9 @@ pub(crate) fn cap_oom_score(wanted: i32) -> i32 {
     match fs::write(path, wanted.to_string()) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let current = current.trim().parse().unwrap_or(wanted);
-            eprintln!(
+            say(format_args!(
                 "oom_score_adj {wanted} is refused by the kernel (no CAP_SYS_RESOURCE): using {current}"
-            );
+            ));
             current
         }
         _ => wanted,
@@ -307,11 +334,11 @@ pub(crate) fn cap_rlimit(limit: &PosixRlimit) -> PosixRlimit {
     if limit.hard() <= maximum || sys::set_rlimit(resource, limit.soft().min(maximum), limit.hard()).is_ok() {
         return *limit;
     }
-    eprintln!(
+    say(format_args!(
         "{} of {} is refused by the kernel (no CAP_SYS_RESOURCE): using {maximum}",
         limit.typ(),
         limit.hard()
-    );
+    ));
     PosixRlimitBuilder::default()
         .typ(limit.typ())
         .hard(maximum)

@@ -153,6 +153,30 @@ pub(crate) fn signal_all(directory: &Path, signal: i32, limit: Duration) -> usiz
     }
 }
 
+/// Kills everything in the container's cgroup, for at most `limit`, the frozen as well.
+pub(crate) fn kill_all(directories: &[PathBuf], limit: Duration) {
+    let Some(directory) = for_killing(directories) else { return };
+    if is_frozen_on_v1(directories) {
+        signal_all(directory, libc::SIGKILL, Duration::ZERO);
+        thaw_killed(directories);
+    }
+    signal_all(directory, libc::SIGKILL, limit);
+}
+
+/// Lets those die that were sent SIGKILL: on v1 a frozen process first has to be thawed, and then does nothing else (kernel
+/// documentation, cgroup-v1/freezer-subsystem.rst).
+pub(crate) fn thaw_killed(directories: &[PathBuf]) {
+    if is_frozen_on_v1(directories) {
+        let _ = freeze(directories, false);
+    }
+}
+
+fn is_frozen_on_v1(directories: &[PathBuf]) -> bool {
+    with_file(directories, "freezer.state")
+        .and_then(|path| fs::read_to_string(path).ok())
+        .is_some_and(|state| state.trim() != "THAWED")
+}
+
 /// Moves everybody in the cgroup and below it to `target`. Says whether nobody is left: who forks faster than that stays.
 pub(crate) fn move_all(directory: &Path, target: &Path) -> bool {
     const ROUNDS: usize = 16;

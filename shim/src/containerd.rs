@@ -18,13 +18,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use serde_json::json;
 
 use crate::cgroup;
 use crate::job::{self, Report};
+use crate::say::say;
+use crate::serve::time;
 use crate::{delete, program, sys};
 
 /// What the program is called when it is containerd's.
@@ -196,9 +197,7 @@ fn free(call: &Call) -> Result<api::DeleteResponse, String> {
     let bundle = call.bundle()?;
     let _ = fs::remove_file(socket(call));
     let cgroups = kept_cgroups(&bundle);
-    if let Some(directory) = cgroup::for_killing(&cgroups) {
-        cgroup::signal_all(directory, libc::SIGKILL, DELETE_MAX);
-    }
+    cgroup::kill_all(&cgroups, DELETE_MAX);
     let mut work = job::spawn(&[], |reporter| delete::run(&call.id, &bundle, &cgroups, None, reporter))
         .map_err(|failure| format!("delete: {failure}"))?;
     let deadline = Instant::now() + DELETE_MAX;
@@ -208,7 +207,7 @@ fn free(call: &Call) -> Result<api::DeleteResponse, String> {
         let (reports, ended) = work.read();
         for report in reports {
             if let Report::Failed(failure) = report {
-                eprintln!("delete: {failure}");
+                say(format_args!("delete: {failure}"));
             }
         }
         if ended {
@@ -216,11 +215,9 @@ fn free(call: &Call) -> Result<api::DeleteResponse, String> {
         }
     }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let mut response = api::DeleteResponse { exit_status: KILLED, ..Default::default() };
-    response.exited_at = MessageField::some(Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(0),
-        ..Default::default()
-    });
+    let now = i64::try_from(since.as_nanos()).unwrap_or(i64::MAX);
+    let mut response =
+        api::DeleteResponse { exit_status: KILLED, exited_at: time(now), ..Default::default() };
     // It may have ended before its shim did.
     let exit = fs::read(bundle.join("exit.json")).ok();
     if let Some(exit) = exit.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok()) {
@@ -228,6 +225,9 @@ fn free(call: &Call) -> Result<api::DeleteResponse, String> {
         response.exit_status =
             number("exit_code").and_then(|code| u32::try_from(code).ok()).unwrap_or(KILLED);
         response.pid = number("pid").and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+        if let Some(at) = number("exited_at_ns") {
+            response.exited_at = time(at);
+        }
     }
     Ok(response)
 }

@@ -64,6 +64,7 @@ pub(crate) fn run(creation: Creation, reporter: &Reporter) {
 fn create(creation: Creation, reporter: &Reporter) -> Result<(), Failure> {
     let mut laps = Laps::new(reporter, creation.traced);
     laps.lap("shim_fork");
+    adapt::leave_session_keyring();
     let own = cgroup::own_membership().map_err(|error| Failure::doing("reading the cgroup", &error))?;
     let Prepared { spec, container, mut stage } = prepare(&creation)?;
     laps.lap("shim_rootfs");

@@ -28,9 +28,7 @@ pub(crate) fn run(
     {
         errors.push(failure.message);
     }
-    if let Some(directory) = cgroup::for_killing(cgroups) {
-        cgroup::signal_all(directory, libc::SIGKILL, WAIT_MAX);
-    }
+    cgroup::kill_all(cgroups, WAIT_MAX);
     let deadline = Instant::now() + WAIT_MAX;
     for directory in cgroups {
         if let Err(error) = cgroup::remove(directory, deadline) {

@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::{LinuxSeccomp, Process};
 
-use crate::adapt::{Restrictions, UMASK, cap_oom_score, cap_rlimit, rlimit_number};
+use crate::adapt::{self, Restrictions, UMASK, cap_oom_score, cap_rlimit, rlimit_number};
 use crate::cgroup;
 use crate::create::null;
 use crate::executor;
@@ -67,9 +67,16 @@ pub(crate) fn run_joined(execution: Execution<'_>, joined: io::Result<()>, repor
 }
 
 fn prepare(execution: Execution<'_>, reporter: &Reporter) -> Result<(), Failure> {
-    let process: Process = serde_json::from_slice(execution.spec)
+    let mut process: Process = serde_json::from_slice(execution.spec)
         .map_err(|error| Failure::new(Code::InvalidArgument, format!("process spec: {error}")))?;
+    if process.capabilities().is_none() {
+        // Those of the container, as with runc.
+        let spec = adapt::load(execution.bundle)?;
+        let own = spec.process().as_ref().and_then(|process| process.capabilities().clone());
+        process.set_capabilities(Some(own.unwrap_or_else(adapt::no_capabilities)));
+    }
     let filter = filter_of(execution.bundle)?;
+    adapt::leave_session_keyring();
     if let Some(wanted) = process.oom_score_adj() {
         cap_oom_score(wanted);
     }

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -66,8 +66,22 @@ pub(crate) fn resolve(command: &str, environment: &[String]) -> Result<CString, 
     Err(denied.unwrap_or_else(|| failed("executable file not found in $PATH")))
 }
 
+/// Refuses what no program can be given: a text with a zero byte in it would reach it cut off.
+fn check_texts(process: &Process) -> Result<(), String> {
+    let lists = [("argument", process.args()), ("variable", process.env())];
+    for (what, list) in lists {
+        if let Some(text) = list.iter().flatten().find(|text| text.contains('\0')) {
+            return Err(format!("exec: the {what} {text:?} has a zero byte in it"));
+        }
+    }
+    Ok(())
+}
+
 /// Replaces the calling process by the command; returns what went wrong and the exit code that says so.
 pub(crate) fn execute(process: &Process, home: Option<&str>) -> (String, i32) {
+    if let Err(message) = check_texts(process) {
+        return (message, 126);
+    }
     let arguments: &[String] = process.args().as_deref().unwrap_or_default();
     let mut environment: Vec<String> = process.env().clone().unwrap_or_default();
     if let Some(home) = home.filter(|_| !environment.iter().any(|entry| entry.starts_with("HOME="))) {
@@ -158,7 +172,8 @@ impl Executor for Command {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let process = spec.process().as_ref().ok_or(ExecutorError::InvalidArg)?;
         let (message, code) = execute(process, self.home.borrow().as_deref());
-        eprintln!("{message}");
+        // The container's: it may be closed, or full.
+        let _ = io::stderr().write_all(format!("{message}\n").as_bytes());
         sys::exit_now(code)
     }
 
@@ -172,6 +187,10 @@ impl Executor for Command {
         let process = spec.process().as_ref();
         let process = process
             .ok_or_else(|| ExecutorValidationError::ArgValidationError("no process in spec".into()))?;
+        check_texts(process).map_err(|message| {
+            self.reporter.reason(&Failure::new(Code::InvalidArgument, message.as_str()));
+            ExecutorValidationError::ArgValidationError(message)
+        })?;
         let command =
             process.args().as_ref().and_then(|arguments| arguments.first()).cloned().unwrap_or_default();
         resolve(&command, process.env().as_deref().unwrap_or_default()).map(|_| ()).map_err(|message| {

@@ -22,6 +22,7 @@ use oci_spec::runtime::{
 };
 
 use crate::bundle::state_root;
+use crate::say::say;
 use crate::status::{Code, Failure};
 use crate::sys;
 
@@ -57,7 +58,7 @@ impl Filter {
         if let Some(path) = kept
             && let Err(error) = store(&path, &text, &filter)
         {
-            eprintln!("keeping a compiled filter as {}: {error}", path.display());
+            say(format_args!("keeping a compiled filter as {}: {error}", path.display()));
         }
         Ok(Some(filter))
     }

@@ -13,6 +13,8 @@
 //! The process has one thread and a `poll` loop, and keeps only what an idle container needs. What needs much memory, may block or
 //! changes namespaces happens in forked children (`job`) that end afterwards.
 
+#![deny(clippy::print_stderr)]
+
 mod adapt;
 mod audience;
 mod bundle;
@@ -42,6 +44,7 @@ mod probe;
 mod program;
 mod restore;
 mod rootfs;
+mod say;
 mod selinux;
 mod serve;
 mod stage;
@@ -106,7 +109,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("berth-shim: {message}");
+            say::say(format_args!("berth-shim: {message}"));
             ExitCode::FAILURE
         }
     }

@@ -200,9 +200,7 @@ impl Binary {
             let _ = self.delete(&id);
             let directories = path.filter(|path| path.is_absolute()).map(|path| cgroup::create(&path));
             let directories = directories.and_then(Result::ok).unwrap_or_default();
-            if let Some(directory) = cgroup::for_killing(&directories) {
-                cgroup::signal_all(directory, libc::SIGKILL, KILL_WAIT);
-            }
+            cgroup::kill_all(&directories, KILL_WAIT);
         }
         restored
     }

@@ -47,6 +47,7 @@ pub(crate) fn run(creation: Creation, source: &Source, binary: Option<&Binary>, 
 fn restore(creation: Creation, source: &Source, reporter: &Reporter) -> Result<(), Failure> {
     let failed = |what: &'static str| move |error: io::Error| Failure::doing(what, &error);
     let program = program(&source.criu)?;
+    adapt::leave_session_keyring();
     let own = cgroup::own_membership().map_err(failed("reading the cgroup"))?;
     let Prepared { mut spec, container, mut stage } = prepare(&creation)?;
     container.refuse("containers of pods with a user namespace can't be restored")?;

@@ -11,6 +11,7 @@ mod jobs;
 mod peer;
 mod publish;
 mod readers;
+mod removal;
 mod restore;
 
 use std::cell::RefCell;
@@ -28,10 +29,12 @@ use crate::frame::Connection;
 use crate::job::Timing;
 use crate::oci::Binary;
 use crate::oom::Kills;
+use crate::say::say;
 use crate::stream::{Input, Stream};
 use crate::sys;
 use crate::warm::Warm;
 
+pub(crate) use answer::time;
 use container::{Process, Reply};
 use jobs::Running;
 use peer::Foreign;
@@ -144,6 +147,8 @@ struct Shim {
     /// Who asked to be attached before that, and whether he types.
     early: Vec<(container::Reply, bool)>,
     shutdown: bool,
+    /// The shim was asked to end while a container was being created.
+    unwanted: bool,
     lonely_since: Instant,
     heap_dirty: bool,
     /// When the call under way came, where somebody traces it.
@@ -234,6 +239,7 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
         had_container: false,
         early: Vec::new(),
         shutdown: false,
+        unwanted: false,
         lonely_since: Instant::now(),
         heap_dirty: false,
         traced: None,
@@ -456,7 +462,7 @@ impl Shim {
             let Ok((socket, _)) = listener.accept() else { return };
             match Connection::new(self.next_connection, socket) {
                 Ok(connection) => self.connections.push(connection),
-                Err(error) => eprintln!("accepting a client: {error}"),
+                Err(error) => say(format_args!("accepting a client: {error}")),
             }
             self.next_connection += 1;
         }
@@ -477,7 +483,7 @@ impl Shim {
             }
             Err(error) => {
                 if error.kind() != std::io::ErrorKind::UnexpectedEof {
-                    eprintln!("dropping a client: {error}");
+                    say(format_args!("dropping a client: {error}"));
                 }
                 self.drop_connection(id);
             }
@@ -503,7 +509,7 @@ impl Shim {
             return;
         };
         if let Err(error) = connection.send(reply.stream, response) {
-            eprintln!("dropping a client: {error}");
+            say(format_args!("dropping a client: {error}"));
             self.drop_connection(reply.connection);
         }
     }

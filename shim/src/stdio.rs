@@ -140,7 +140,12 @@ impl Stdio {
                 Some((known, shared)) if known == Path::new(file) => Rc::clone(shared),
                 _ => {
                     let opened = Log::open(PathBuf::from(file)).map_err(|error| {
-                        Failure::new(Code::InvalidArgument, format!("opening the log {file}: {error}"))
+                        let failure = Failure::doing(&format!("opening the log {file}"), &error);
+                        // Where it lies the caller says; that there is no space is not his fault.
+                        match failure.code {
+                            Code::Internal => Failure::new(Code::InvalidArgument, failure.message),
+                            _ => failure,
+                        }
                     })?;
                     Rc::new(RefCell::new(opened))
                 }
@@ -164,5 +169,34 @@ impl Stdio {
             }
         }
         Ok(stdio)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+
+    use super::*;
+
+    #[test]
+    fn a_log_without_space_is_nobodys_mistake() {
+        let test = || {
+            // This thread's own.
+            sys::unshare(libc::CLONE_NEWNS).unwrap();
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            mount("small", directory.path(), "tmpfs", MountFlags::empty(), c"nr_inodes=1").unwrap();
+            let open = |log: &Path| {
+                Stdio::open(false, "", &format!("{LOG_SCHEME}{}", log.display()), "").unwrap_err()
+            };
+            let full = open(&directory.path().join("0.log"));
+            assert_eq!(full.code, Code::ResourceExhausted, "{full}");
+            let missing = open(&directory.path().join("none/0.log"));
+            assert_eq!(missing.code, Code::InvalidArgument, "{missing}");
+            rustix::mount::unmount(directory.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+        };
+        std::thread::spawn(test).join().unwrap();
     }
 }

@@ -1,12 +1,14 @@
 //! The few system calls that need `unsafe`, each behind a function that is safe to call from the shim's only thread.
 #![allow(unsafe_code)]
 
+mod keyring;
 mod mount;
 
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+pub(crate) use keyring::leave_session_keyring;
 pub(crate) use mount::{make_read_only, mount_setattr};
 
 /// Which side of a [`fork`] this is.

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use self::bus::{Bus, Error};
 use self::wire::{Property, Value, Writer};
+use crate::say::say;
 use crate::status::Failure;
 
 /// How long the scope may take to have us in it, and how often we look.
@@ -165,7 +166,7 @@ pub(crate) fn tell_limits(directory: &Path) {
     body.properties(&limits.properties());
     let told = Bus::connect().and_then(|mut bus| bus.call("SetUnitProperties", "sba(sv)", body));
     if let Err(error) = told {
-        eprintln!("telling systemd the limits of {}: {error}", scope.unit());
+        say(format_args!("telling systemd the limits of {}: {error}", scope.unit()));
     }
     // systemd counts processor time in hundredths of a processor: what it wrote may be a little more.
     limits.write_back(directory);
@@ -201,7 +202,7 @@ impl Limits {
             if fs::read_to_string(&path).is_ok_and(|now| now.trim() != value)
                 && let Err(error) = fs::write(&path, format!("{value}\n"))
             {
-                eprintln!("writing {}: {error}", path.display());
+                say(format_args!("writing {}: {error}", path.display()));
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Messages of criu's RPC, by the field numbers of its `images/rpc.proto`: the few that are needed, written and read by hand.
 
-use containerd_shim_protos::protobuf::{CodedInputStream, CodedOutputStream, Result};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{CodedInputStream, CodedOutputStream, MessageField, Result};
 
 /// `criu_req_type`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -207,10 +208,13 @@ pub(crate) struct Asked {
     pub(crate) limit: u64,
 }
 
-/// Reads [`Asked`].
-pub(crate) fn asked(bytes: &[u8]) -> Result<Asked> {
+/// Reads [`Asked`]. What asks for a container may come with options of another kind, whose fields have the same numbers.
+pub(crate) fn asked(options: &MessageField<Any>) -> Result<Asked> {
     let mut asked = Asked::default();
-    fields(bytes, |number, input| {
+    let Some(options) = options.as_ref().filter(|any| any.type_url.ends_with(".CheckpointOptions")) else {
+        return Ok(asked);
+    };
+    fields(&options.value, |number, input| {
         match number {
             1 => asked.exit = input.read_bool()?,
             9 => asked.work = input.read_string()?,
@@ -229,6 +233,18 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn options(kind: &str, value: &[u8]) -> MessageField<Any> {
+        MessageField::some(Any { type_url: kind.to_owned(), value: value.to_vec(), ..Default::default() })
+    }
+
+    #[test]
+    fn options_of_a_runtime_are_not_taken_for_those_of_a_checkpoint() {
+        // `systemd_cgroup` and `root` of runc's: 9 is a flag there.
+        let asked = asked(&options("containerd.runc.v1.Options", &[0x3a, 2, b'/', b'r', 0x48, 1])).unwrap();
+        assert_eq!((asked.exit, asked.work.as_str()), (false, ""));
+        assert!(!super::asked(&MessageField::none()).unwrap().exit);
+    }
+
     #[test]
     fn an_answer_is_read() {
         // type NOTIFY, success, notify { script "post-dump", pid 7 }, an unknown field.
@@ -242,7 +258,7 @@ mod tests {
     #[test]
     fn what_is_cut_off_is_refused() {
         assert!(answer(&[0x08, 6, 0x2a, 200]).is_err());
-        assert!(asked(&[0x4a, 9, b'x']).is_err());
+        assert!(asked(&options("containerd.runc.v1.CheckpointOptions", &[0x4a, 9, b'x'])).is_err());
     }
 
     #[test]
@@ -255,7 +271,7 @@ mod tests {
         out.write_string(1001, "/usr/sbin/criu").unwrap();
         out.flush().unwrap();
         drop(out);
-        let asked = asked(&bytes).unwrap();
+        let asked = asked(&options("containerd.runc.v1.CheckpointOptions", &bytes)).unwrap();
         assert!(asked.exit);
         assert_eq!(
             (asked.work.as_str(), asked.criu.as_str(), asked.hold.as_str()),

@@ -31,7 +31,8 @@ pub(super) fn refused(message: impl Into<String>) -> Failure {
     Failure::new(Code::FailedPrecondition, message)
 }
 
-pub(super) fn time(nanoseconds: i64) -> MessageField<Timestamp> {
+/// As the Task service tells a time.
+pub(crate) fn time(nanoseconds: i64) -> MessageField<Timestamp> {
     MessageField::some(Timestamp {
         seconds: nanoseconds.div_euclid(1_000_000_000),
         nanos: i32::try_from(nanoseconds.rem_euclid(1_000_000_000)).unwrap_or(0),

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use containerd_shim_protos::api;
 
+use crate::say::say;
 use crate::status::{Code, Failure};
 use crate::stdio;
 
@@ -66,7 +67,7 @@ impl Shim {
         }
         match rustix::io::fcntl_dupfd_cloexec(master.as_fd(), 0) {
             Ok(keyboard) => self.audience.borrow_mut().set_keyboard(keyboard, false),
-            Err(error) => eprintln!("attaching a terminal: {error}"),
+            Err(error) => say(format_args!("attaching a terminal: {error}")),
         }
     }
 

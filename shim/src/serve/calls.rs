@@ -20,7 +20,7 @@ use crate::status::{Code, Failure};
 use crate::stdio::Stdio;
 use crate::sys;
 use crate::timing::{self, Laps};
-use crate::{delete, metrics, update};
+use crate::{metrics, update};
 
 use super::answer::{Outcome, not_found, parse, refused, time};
 use super::container::{Phase, Process, Reply};
@@ -200,40 +200,6 @@ impl Shim {
         Ok(())
     }
 
-    fn delete(&mut self, reply: Reply, request: &api::DeleteRequest) -> Outcome {
-        let exec_id = request.exec_id.as_str();
-        let process = self.process_mut(exec_id).ok_or_else(|| not_found(exec_id))?;
-        if !exec_id.is_empty() {
-            if matches!(process.phase, Phase::Starting | Phase::Running) {
-                return Err(refused(format!("exec {exec_id} is running")));
-            }
-            if let Some(process) = self.forget_exec(exec_id) {
-                self.tell_deleted(exec_id, process.pid, process.exit());
-                self.answer_delete(reply, process.pid, process.exit());
-            }
-            return Ok(());
-        }
-        match process.phase {
-            Phase::Starting | Phase::Running => return Err(refused("the container is running")),
-            Phase::Created if process.pid > 0 => {
-                let _ = sys::kill(process.pid, libc::SIGKILL);
-            }
-            Phase::Created => {}
-            Phase::Stopped(_) => {}
-        }
-        if self.busy() {
-            return Err(refused("another call on the container is under way"));
-        }
-        let names: Vec<String> = self.execs.keys().cloned().collect();
-        for exec_id in names {
-            self.forget_exec(&exec_id);
-        }
-        let (id, bundle, cgroups, binary) = (&self.id, &self.bundle, &self.cgroups, &self.binary);
-        let job = job::spawn(&[], |reporter| delete::run(id, bundle, cgroups, binary.as_ref(), reporter))?;
-        self.jobs.push(Running::new(job, Purpose::Delete, reply));
-        Ok(())
-    }
-
     fn kill(&mut self, reply: Reply, request: &api::KillRequest) -> Outcome {
         let signal = i32::try_from(request.signal).unwrap_or(-1);
         if !(0..=64).contains(&signal) {
@@ -247,7 +213,10 @@ impl Shim {
             self.answer(reply, &api::Empty::default());
             return Ok(());
         }
-        if request.all {
+        let kills_container = exec_id.is_empty() && signal == libc::SIGKILL;
+        if request.all && kills_container {
+            cgroup::kill_all(&self.cgroups, KILL_WAIT);
+        } else if request.all {
             let directory = if exec_id.is_empty() {
                 cgroup::for_killing(&self.cgroups).cloned()
             } else {
@@ -265,6 +234,10 @@ impl Shim {
             && error.raw_os_error() != Some(libc::ESRCH)
         {
             return Err(Failure::doing(&format!("signalling process {pid}"), &error));
+        }
+        if kills_container {
+            cgroup::thaw_killed(&self.cgroups);
+            self.paused = false;
         }
         self.answer(reply, &api::Empty::default());
         Ok(())
@@ -315,7 +288,18 @@ impl Shim {
     }
 
     fn freeze(&mut self, reply: Reply, frozen: bool) -> Outcome {
-        self.container.as_ref().ok_or_else(|| not_found(""))?;
+        let container = self.container.as_ref().ok_or_else(|| not_found(""))?;
+        let verb = if frozen { "paused" } else { "resumed" };
+        if !matches!(container.phase, Phase::Running) {
+            return Err(refused(format!("the container is not running: it can't be {verb}")));
+        }
+        if self.paused == frozen {
+            let already = if frozen { "is paused already" } else { "is not paused" };
+            return Err(refused(format!("the container {already}")));
+        }
+        if self.jobs.iter().any(|running| matches!(running.purpose, Purpose::Checkpoint)) {
+            return Err(refused(format!("the container is being checkpointed: it can't be {verb}")));
+        }
         cgroup::freeze(&self.cgroups, frozen)
             .map_err(|error| Failure::doing("freezing the container", &error))?;
         self.paused = frozen;
@@ -381,13 +365,6 @@ impl Shim {
         let response =
             api::ConnectResponse { shim_pid: std::process::id(), task_pid, version, ..Default::default() };
         self.answer(reply, &response);
-        Ok(())
-    }
-
-    /// Ends the shim, unless it still holds a container.
-    fn shut_down(&mut self, reply: Reply) -> Outcome {
-        self.shutdown = self.container.is_none() && self.jobs.is_empty();
-        self.answer(reply, &api::Empty::default());
         Ok(())
     }
 

@@ -35,8 +35,7 @@ impl Shim {
             let message = format!("path of the checkpoint: {:?} is not absolute", request.path);
             return Err(Failure::new(Code::InvalidArgument, message));
         }
-        let options = request.options.into_option().map(|any| any.value).unwrap_or_default();
-        let asked = wire::asked(&options).map_err(|error| {
+        let asked = wire::asked(&request.options).map_err(|error| {
             Failure::new(Code::InvalidArgument, format!("options of the checkpoint: {error}"))
         })?;
         let work = if asked.work.is_empty() { images.clone() } else { PathBuf::from(&asked.work) };

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cgroup;
 use crate::oom::Kills;
+use crate::say::say;
 use crate::sys::Reaped;
 
 use super::Shim;
+use super::jobs::unsigned;
 
 /// How long the streams of an ended process are read on when others hold them open.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -20,6 +22,11 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 pub(super) struct Reply {
     pub(super) connection: u64,
     pub(super) stream: u32,
+}
+
+impl Reply {
+    /// Nobody asked: no connection has that number.
+    pub(super) const NOBODY: Self = Self { connection: u64::MAX, stream: 0 };
 }
 
 /// Where a process is in its life.
@@ -119,10 +126,15 @@ impl Shim {
             // A container that was found again may have ended before.
             let written = self.foreign.is_some() && self.bundle.join("exit.json").exists();
             if !written && let Err(error) = write_exit(&self.bundle, reaped.pid, exit, oom_killed) {
-                eprintln!("writing exit.json: {error}");
+                say(format_args!("writing exit.json: {error}"));
             }
         }
         self.let_read(exec_id);
+        if exec_id.is_empty() && self.is_starting() {
+            // Its start is told when its hooks are done, which may be after its end; told the other way round, listeners take
+            // it for running (moby, `daemon/monitor.go`).
+            self.tell_started(unsigned(reaped.pid));
+        }
         self.tell_ended(exec_id, reaped.pid, exit);
         let Some(process) = self.process_mut(exec_id) else { return };
         process.phase = Phase::Stopped(exit);

@@ -54,16 +54,20 @@ impl Shim {
         if !matches!(init.phase, Phase::Running) {
             return Err(refused("the container is not running"));
         }
-        let init = init.pid;
-        if let Some((stdout, stderr)) =
-            self.execs.get(exec_id).map(|exec| (exec.stdout.clone(), exec.stderr.clone()))
-        {
-            self.keep_open(exec_id, [&stdout, &stderr]);
+        // In its cgroup the process would stand still as well, and its start with it.
+        if self.paused {
+            return Err(refused("the container is paused: resume it first"));
         }
-        let process = self.execs.get_mut(exec_id).ok_or_else(|| not_found(exec_id))?;
+        let init = init.pid;
+        let process = self.execs.get(exec_id).ok_or_else(|| not_found(exec_id))?;
         if !matches!(process.phase, Phase::Created) {
             return Err(refused(format!("exec {exec_id} was started already")));
         }
+        let (stdout, stderr) = (process.stdout.clone(), process.stderr.clone());
+        // A start that failed may come again.
+        self.forget_unread(exec_id);
+        self.keep_open(exec_id, [&stdout, &stderr]);
+        let process = self.execs.get_mut(exec_id).ok_or_else(|| not_found(exec_id))?;
         let (mut sink, mut own_stdin, mut handed) = (None, None, [None, None, None]);
         if !process.stdin.is_empty() {
             let (reader, writer) = stdio::open_stdin(&process.stdin)?;

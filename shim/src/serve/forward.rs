@@ -13,6 +13,7 @@ use containerd_shim_protos::ttrpc::proto::Response;
 
 use crate::cgroup;
 use crate::foreign::{self, Bootstrap};
+use crate::say::say;
 use crate::status::{Code, Failure};
 use crate::stream::{Sink, Stream};
 use crate::sys::Reaped;
@@ -139,13 +140,13 @@ impl Shim {
         }
         // Nobody is there who could: the program itself frees what is left.
         if let Err(failure) = foreign.program.delete(&self.id, &self.bundle) {
-            eprintln!("freeing what the shim left: {failure}");
+            say(format_args!("freeing what the shim left: {failure}"));
         }
         let _ = nix::mount::umount2(&self.bundle.join("rootfs"), nix::mount::MntFlags::MNT_DETACH);
         let deadline = Instant::now() + TAIL_MAX;
         for directory in std::mem::take(&mut self.cgroups) {
             if let Err(error) = cgroup::remove(&directory, deadline) {
-                eprintln!("removing {}: {error}", directory.display());
+                say(format_args!("removing {}: {error}", directory.display()));
             }
         }
         self.end_streams("");
@@ -193,7 +194,7 @@ impl Shim {
             let Some(pending) = pending else { continue };
             match Response::parse_from_bytes(&frame.payload) {
                 Ok(response) => self.answered(pending, response, &frame.payload),
-                Err(error) => eprintln!("a malformed answer of the shim: {error}"),
+                Err(error) => say(format_args!("a malformed answer of the shim: {error}")),
             }
         }
         self.heap_dirty = true;
@@ -224,7 +225,7 @@ impl Shim {
             }
             Pending::Wait => match api::WaitResponse::parse_from_bytes(&response.payload) {
                 Ok(answer) if refusal.is_none() => self.tail_begins(&answer),
-                _ => eprintln!("the shim can't wait for the container: {refusal:?}"),
+                _ => say(format_args!("the shim can't wait for the container: {refusal:?}")),
             },
             Pending::Delete(reply) => {
                 if refusal.as_ref().is_none_or(|failure| failure.code == Code::NotFound) {
@@ -338,10 +339,8 @@ impl Shim {
         let Some(pid) = self.container.as_ref().filter(|one| one.exit().is_none()).map(|one| one.pid) else {
             return;
         };
-        eprintln!("{lost} before its container: the container is killed");
-        if let Some(directory) = cgroup::for_killing(&self.cgroups) {
-            cgroup::signal_all(directory, libc::SIGKILL, TAIL_MAX);
-        }
+        say(format_args!("{lost} before its container: the container is killed"));
+        cgroup::kill_all(&self.cgroups, TAIL_MAX);
         self.ended("", Reaped { pid, code: KILLED, signal: libc::SIGKILL });
     }
 
@@ -353,7 +352,7 @@ impl Shim {
         let Some(streams) = kept(&self.bundle) else { return Ok(()) };
         let mut process = Process::new(streams.terminal, &streams.stdin, &streams.stdout, &streams.stderr);
         if let Err(failure) = foreign.connect(&bootstrap) {
-            eprintln!("{failure}");
+            say(&failure);
             self.had_container = true;
             self.container = Some(process);
             self.lose_peer();

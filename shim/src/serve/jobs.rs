@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use crate::cgroup;
 use crate::exec;
 use crate::job::{Job, Report, Timing};
+use crate::say::say;
 use crate::status::{Code, Failure};
 use crate::stdio::Stdio;
 use crate::stream::{Input, Sink, Stream};
@@ -16,6 +17,7 @@ use crate::sys::{self, Reaped};
 use crate::timing::PARTS_MAX;
 
 use super::Shim;
+use super::answer::refused;
 use super::container::{Phase, Process, Reply};
 
 /// Ended children that nobody claimed yet.
@@ -69,6 +71,11 @@ impl Shim {
         self.jobs.iter().any(|running| !matches!(running.purpose, Purpose::Exec { .. }))
     }
 
+    /// Whether a start of the created container is under way.
+    pub(super) fn is_starting(&self) -> bool {
+        self.jobs.iter().any(|running| matches!(running.purpose, Purpose::Start))
+    }
+
     pub(super) fn read_job(&mut self, job_pid: i32) {
         let Some(index) = self.jobs.iter().position(|running| running.job.pid == job_pid) else { return };
         let Some(running) = self.jobs.get_mut(index) else { return };
@@ -116,6 +123,7 @@ impl Shim {
         match purpose {
             Purpose::Create { process, copies, terminal, stdin } => {
                 if let Err(failure) = result {
+                    self.shutdown |= self.unwanted;
                     self.refuse(reply, &failure);
                     return self.answer_early();
                 }
@@ -134,16 +142,20 @@ impl Shim {
                 self.claim_stray("", pid);
                 // A creator that has not ended yet still is the parent of the container's process; both end up with us.
                 let _ = (ended, job);
+                if self.unwanted {
+                    self.undo_creation();
+                }
             }
             Purpose::Start => {
                 let Some(container) = self.container.as_mut() else { return };
                 match result {
                     Ok(()) => {
+                        let pid = unsigned(container.pid);
+                        // If it has ended meanwhile, that was told before its end.
                         if matches!(container.phase, Phase::Starting) {
                             container.phase = Phase::Running;
+                            self.tell_started(pid);
                         }
-                        let pid = unsigned(container.pid);
-                        self.tell_started(pid);
                         self.answer(reply, &api::StartResponse { pid, ..Default::default() });
                     }
                     Err(failure) => {
@@ -155,7 +167,10 @@ impl Shim {
                 }
             }
             Purpose::Exec { exec_id, terminal, stdin } => {
-                let Some(process) = self.execs.get_mut(&exec_id) else { return };
+                let Some(process) = self.execs.get_mut(&exec_id) else {
+                    // What it came to has been killed with all that is in the container's cgroup.
+                    return self.refuse(reply, &refused("the container was deleted meanwhile"));
+                };
                 match result {
                     Ok(()) => {
                         process.pid = pid;
@@ -248,7 +263,7 @@ impl Shim {
                     self.inputs.push(Input::new(owner, stdin, input));
                 }
             }
-            Err(error) => eprintln!("connecting a terminal: {error}"),
+            Err(error) => say(format_args!("connecting a terminal: {error}")),
         }
         if owner.is_empty() {
             self.attach_terminal(&master);
@@ -282,6 +297,11 @@ impl Shim {
     pub(super) fn reap(&mut self, signals: &OwnedFd) {
         let mut buffer = [0_u8; 512];
         while rustix::io::read(signals, &mut buffer).is_ok_and(|count| count > 0) {}
+        self.reap_ended();
+    }
+
+    /// Takes note of all children that have ended by now.
+    pub(super) fn reap_ended(&mut self) {
         while let Some(reaped) = sys::reap() {
             if self
                 .container
@@ -330,7 +350,7 @@ impl Shim {
             }
             let deadline = std::time::Instant::now() + std::time::Duration::from_millis(50);
             if let Err(error) = cgroup::remove(&directory, deadline) {
-                eprintln!("removing {}: {error}", directory.display());
+                say(format_args!("removing {}: {error}", directory.display()));
             }
         }
         self.heap_dirty = true;

@@ -28,6 +28,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use crate::containerd;
 use crate::frame::Connection;
+use crate::say::say;
 
 use super::Shim;
 use super::answer::time;
@@ -100,9 +101,9 @@ impl Publisher {
             ..Default::default()
         };
         if self.queue.len() >= QUEUE_MAX {
-            eprintln!("containerd takes no events: one is dropped");
-            self.queue.pop_front();
-            self.under_way = false;
+            say("containerd takes no events: one is dropped");
+            // The one under way is told already; its place on the connection is not another's.
+            self.queue.remove(usize::from(self.under_way));
         }
         self.queue.push_back(request.write_to_bytes().unwrap_or_default());
         self.send();
@@ -134,7 +135,7 @@ impl Publisher {
         self.under_way = false;
         self.tries += 1;
         if self.tries >= TRIES {
-            eprintln!("telling containerd of an event: {error}: it is given up");
+            say(format_args!("telling containerd of an event: {error}: it is given up"));
             self.next();
         } else if !self.queue.is_empty() {
             self.again_at = Some(Instant::now() + PAUSE);
@@ -217,7 +218,7 @@ impl Shim {
     pub(super) fn tell_created(&mut self, pid: i32) {
         let Some(publisher) = &mut self.publisher else { return };
         if let Err(error) = containerd::keep_cgroups(&self.bundle, &self.cgroups) {
-            eprintln!("keeping where the cgroup is: {error}");
+            say(format_args!("keeping where the cgroup is: {error}"));
         }
         let mut event = std::mem::take(&mut publisher.creation);
         event.pid = unsigned(pid);
@@ -331,6 +332,30 @@ mod tests {
             publisher.serve();
         }
         assert!(publisher.lets_go());
+    }
+
+    #[test]
+    fn an_event_that_is_dropped_is_not_the_one_under_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("containerd.ttrpc");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut publisher = Publisher::new(path, "moby".to_owned());
+        let event = |pid| TaskStart { container_id: "c".to_owned(), pid, ..Default::default() };
+        for pid in 0..=u32::try_from(QUEUE_MAX).unwrap() {
+            publisher.push(TASK_START_EVENT_TOPIC, &event(pid));
+        }
+        assert_eq!(publisher.queue.len(), QUEUE_MAX);
+        // It is said once.
+        let mut server = Connection::new(1, listener.accept().unwrap().0).unwrap();
+        let frames = server.read().unwrap();
+        assert_eq!(frames.len(), 1);
+        server.send(frames[0].stream, &[]).unwrap();
+        publisher.serve();
+        let frames = server.read().unwrap();
+        let request = Request::parse_from_bytes(&frames[0].payload).unwrap();
+        let forward = ForwardRequest::parse_from_bytes(&request.payload).unwrap();
+        // The second one is what there was no room for.
+        assert_eq!(TaskStart::parse_from_bytes(&forward.envelope.event.value).unwrap().pid, 2);
     }
 
     #[test]

@@ -39,8 +39,7 @@ pub(super) fn source(request: &api::CreateTaskRequest) -> Result<Option<Source>,
         let message = format!("{}: no images of criu are there", request.checkpoint);
         return Err(Failure::new(Code::InvalidArgument, message));
     }
-    let options = request.options.as_ref().map(|any| any.value.as_slice()).unwrap_or_default();
-    let asked = wire::asked(options).map_err(|error| {
+    let asked = wire::asked(&request.options).map_err(|error| {
         Failure::new(Code::InvalidArgument, format!("options of the checkpoint: {error}"))
     })?;
     let work = if asked.work.is_empty() {

@@ -255,11 +255,11 @@ impl Reader<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod testing {
     use super::*;
 
-    /// An answer as systemd sends it: kind, header fields, body.
-    fn message(kind: u8, fields: &[(u8, &str, &str)], body: &[u8]) -> Vec<u8> {
+    /// A message as systemd sends it: kind, header fields, body.
+    pub(in super::super) fn message(kind: u8, fields: &[(u8, &str, &str)], body: &[u8]) -> Vec<u8> {
         let mut writer = Writer(vec![b'l', kind, 1, 1]);
         writer.number(length(body.len()));
         writer.number(77);
@@ -279,6 +279,12 @@ mod tests {
         writer.0.extend(body);
         writer.0
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::message;
+    use super::*;
 
     fn text(text: &str) -> Vec<u8> {
         let mut writer = Writer::default();

@@ -111,6 +111,16 @@ impl Shim {
     }
 
     pub(crate) fn spawn_with(arguments: &[&str], adapt: impl FnOnce(&mut Value), options: &[&str]) -> Self {
+        Self::spawn_saying(arguments, adapt, options, Path::new(""))
+    }
+
+    /// The shim says what goes wrong to `log`, a file that is there; to one in its bundle if that is empty.
+    pub(crate) fn spawn_saying(
+        arguments: &[&str],
+        adapt: impl FnOnce(&mut Value),
+        options: &[&str],
+        log: &Path,
+    ) -> Self {
         let id = format!("c{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let directory = base().join(&id);
         for name in ["bundle/rootfs", "upper", "work", "logs"] {
@@ -124,7 +134,10 @@ impl Shim {
         let mut command = Command::new(shim_binary());
         command.args(["serve", "--id", &id, "--bundle"]).arg(directory.join("bundle")).args(options);
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(fs::File::create(directory.join("bundle/shim.log")).unwrap());
+        command.stderr(match log.to_str() {
+            Some("") => fs::File::create(directory.join("bundle/shim.log")).unwrap(),
+            _ => fs::OpenOptions::new().append(true).open(log).unwrap(),
+        });
         pass_as_3(&mut command, listener.as_raw_fd());
         if options.iter().any(|option| option.ends_with("crun")) {
             hide_unified_cgroups(&mut command);

@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub, unsafe_code)]
 
 mod backends;
+mod containerd;
 mod execs;
 mod figures;
 mod harness;
 mod lifecycle;
 mod logs;
+mod raw;
 mod spec;
+mod trouble;
