@@ -66,11 +66,8 @@ pub enum Error {
 /// What is wrong with one entry.
 #[derive(Debug, thiserror::Error)]
 pub enum EntryError {
-    /// It starts with a slash.
-    #[error("the name is absolute")]
-    Absolute,
-    /// It has a `..` component.
-    #[error("the name has a '..' component")]
+    /// Its `..` components lead above the root.
+    #[error("the name leads out of the layer with '..'")]
     Parent,
     /// It is longer than a path can be, or has a zero byte.
     #[error("the name is not one of a file")]

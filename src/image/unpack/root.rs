@@ -38,11 +38,10 @@ impl Name {
         join(&self.parent, &self.last)
     }
 
-    /// Checks and cleans a name of an archive.
+    /// Checks and cleans a name of an archive. It counts from the layer's root, also when it begins with a slash: kaniko
+    /// writes the root as `/` and the targets of hard links so, and every other unpacker takes them. A `..` takes the part
+    /// before it away, and never leads above the root.
     pub(crate) fn read(raw: &[u8]) -> Result<Self, EntryError> {
-        if raw.first() == Some(&b'/') {
-            return Err(EntryError::Absolute);
-        }
         if raw.len() >= 4096 || raw.contains(&0) {
             return Err(EntryError::Name);
         }
@@ -50,7 +49,9 @@ impl Name {
         for part in raw.split(|b| *b == b'/') {
             match part {
                 b"" | b"." => {}
-                b".." => return Err(EntryError::Parent),
+                b".." => {
+                    parts.pop().ok_or(EntryError::Parent)?;
+                }
                 part => parts.push(part),
             }
         }
@@ -196,8 +197,12 @@ mod tests {
         let name = |raw: &str| Name::read(raw.as_bytes());
         assert_eq!(name("./a//b/./c/").unwrap(), Name { parent: b"a/b".to_vec(), last: b"c".to_vec() });
         assert!(name("./").unwrap().is_root());
-        assert!(matches!(name("/a"), Err(EntryError::Absolute)));
-        assert!(matches!(name("a/../b"), Err(EntryError::Parent)));
+        assert!(name("/").unwrap().is_root());
+        assert_eq!(name("/a/b").unwrap(), Name { parent: b"a".to_vec(), last: b"b".to_vec() });
+        assert_eq!(name("a/../b").unwrap(), Name { parent: Vec::new(), last: b"b".to_vec() });
+        for out in ["..", "/..", "../a", "/../a", "a/../../b"] {
+            assert!(matches!(name(out), Err(EntryError::Parent)), "{out}");
+        }
         assert!(matches!(name("a\0b"), Err(EntryError::Name)));
         assert!(matches!(name(&"a/".repeat(3000)), Err(EntryError::Name)));
         assert!(name("..a/b..").is_ok());
