@@ -25,6 +25,7 @@ pub mod registry;
 pub mod store;
 mod tag;
 pub mod transfer;
+pub(crate) mod tree;
 pub mod unpack;
 mod usage;
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Store, write_whole};
 use crate::image::digest::ChainId;
+use crate::image::tree;
 
 /// Names of directories that are not layers begin so.
 const WORK: &str = ".";
@@ -156,9 +157,7 @@ impl Store {
 
     /// Removes a directory with all below; what can't be removed now goes at the next start.
     pub(super) fn discard(&self, path: &Path) {
-        if let Err(error) = std::fs::remove_dir_all(path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = tree::remove_path(path) {
             tracing::warn!(path = %path.display(), error = %Chain(&error), "a layer's directory could not be removed");
         }
     }
@@ -186,8 +185,7 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         if let Some(path) = self.path.take()
-            && let Err(error) = std::fs::remove_dir_all(&path)
-            && error.kind() != io::ErrorKind::NotFound
+            && let Err(error) = tree::remove_path(&path)
         {
             tracing::warn!(path = %path.display(), error = %Chain(&error), "an unfinished layer could not be removed");
         }

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::root::{self, Name, Root};
 use super::{EntryError, EntryKind, Header, xattr};
 use crate::image::owners::Owners;
+use crate::image::tree;
 
 /// Data moves in pieces of this size.
 const BUFFER: usize = 256 << 10;
@@ -135,7 +136,7 @@ impl Writer {
                 there => {
                     hidden = there == Some((FileType::CharacterDevice, 0));
                     replaced = true;
-                    root::remove(parent.as_fd(), &name.last)
+                    tree::remove(parent.as_fd(), &name.last)
                         .map_err(EntryError::system("replacing what is there"))?;
                     make_directory(parent, &name.last).map_err(EntryError::system("making the directory"))?;
                     true
@@ -357,7 +358,7 @@ fn take_away(parent: BorrowedFd<'_>, name: &[u8], copying: bool) -> Result<(), E
             return Err(EntryError::Occupied("a directory"));
         }
     }
-    root::remove(parent, name).map_err(EntryError::system("replacing what is there"))
+    tree::remove(parent, name).map_err(EntryError::system("replacing what is there"))
 }
 
 /// Owner first, then attributes (a change of owner drops capabilities), then mode (it drops setuid too).

@@ -4,8 +4,7 @@
 //! inside (`lib -> usr/lib`, then `lib/x`); one that is absolute or leads out is refused by `RESOLVE_BENEATH`.
 
 use std::collections::BTreeSet;
-use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
@@ -14,7 +13,7 @@ use rustix::io::Errno;
 use super::EntryError;
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-/// Deepest nesting of a name. Each level costs a descriptor when the layer is removed.
+/// Deepest nesting of a name.
 const DEPTH_LIMIT: usize = 512;
 /// Most bytes of names that are remembered for one layer.
 const REMEMBERED_LIMIT: usize = 256 << 20;
@@ -158,24 +157,6 @@ impl Root {
         }
         Ok(directory)
     }
-}
-
-/// Removes what `name` in `directory` is, with all below, following nothing.
-pub(crate) fn remove(directory: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
-    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(error) => return Err(error),
-    }
-    let inner = rustix::fs::openat(directory, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
-    let names: Vec<CString> = rustix::fs::Dir::read_from(&inner)?
-        .filter_map(|entry| entry.ok().map(|entry| entry.file_name().to_owned()))
-        .filter(|name| !matches!(name.to_bytes(), b"." | b".."))
-        .collect();
-    for name in names {
-        remove(inner.as_fd(), name.to_bytes())?;
-    }
-    rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR)
 }
 
 /// What `name` in `directory` is, if anything: its type and device number.
