@@ -98,6 +98,22 @@ async fn hanging_and_trickling_end_by_lack_of_progress() {
     }
 }
 
+/// What was kept of a layer does not fit on the disk: that is said, not that the layer is broken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_called_so() {
+    let made = large(13);
+    let server = Hostile::start(|_| None).await;
+    server.put("a", "1", &made);
+    let root = root();
+    let images = open(root.path());
+    let ingest = root.path().join("images/ingest").join(blob(&made).hex());
+    std::os::unix::fs::symlink("/dev/full", &ingest).unwrap();
+    let error = images.pull(request(&format!("{}/a:1", server.host))).await.unwrap_err();
+    assert!(chain(&error).contains("No space left on device"), "{}", chain(&error));
+    assert_eq!(error.kind(), Kind::ResourceExhausted);
+    assert!(std::fs::symlink_metadata(&ingest).is_err(), "what was kept gives its space back");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_content_never_becomes_visible() {
     let made = large(2);

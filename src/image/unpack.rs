@@ -50,7 +50,7 @@ pub enum Error {
     /// The bytes could not be read or decompressed.
     #[error("reading the layer")]
     Read(#[source] io::Error),
-    /// The layer's own directory could not be worked on.
+    /// The layer's own directory, or the file that keeps its content, could not be worked on.
     #[error("{what}")]
     Directory {
         /// What was tried.

@@ -118,7 +118,11 @@ impl<L: Read> Source<L> {
         match pieces.blocking_recv() {
             Some(Piece::Data(bytes)) => {
                 if let Some(ingest) = &mut self.ingest {
-                    ingest.write(&bytes)?;
+                    // A full disk is no fault of the content: it must not be taken for a broken archive.
+                    ingest.write(&bytes).map_err(|source| {
+                        let what = "keeping the layer's content";
+                        io::Error::other(unpack::Error::Directory { what, source })
+                    })?;
                 }
                 Ok(Some(bytes))
             }
