@@ -157,12 +157,14 @@ impl Image {
         raw: &[u8],
     ) -> Result<Self, manifest::Error> {
         let (config, diff_ids, chain) = manifest::read_config(raw, manifest.layers.len())?;
-        let layers: u64 = manifest.layers.iter().map(|layer| layer.size).sum();
+        // A manifest may claim any size.
+        let sizes = manifest.layers.iter().map(|layer| layer.size).chain([manifest.config.size]);
+        let size = sizes.fold(descriptor.size, u64::saturating_add);
         Ok(Self {
             id: manifest.config.digest.to_string(),
             repo_tags: Vec::new(),
             repo_digests: Vec::new(),
-            size: descriptor.size + manifest.config.size + layers,
+            size,
             config,
             raw_config: String::from_utf8_lossy(raw).into(),
             pinned: false,

@@ -115,6 +115,21 @@ async fn a_full_disk_is_called_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sizes_that_no_number_holds_are_refused() {
+    let made = image(&[simple("etc/a", b"1"), simple("etc/b", b"2")]);
+    let mut manifest: serde_json::Value = serde_json::from_slice(&made.manifest).unwrap();
+    for layer in manifest["layers"].as_array_mut().unwrap() {
+        layer["size"] = u64::MAX.into();
+    }
+    let server = Hostile::start(|_| None).await;
+    server.put("a", "1", &made);
+    server.put_manifest("a", "2", MANIFEST, manifest.to_string().as_bytes());
+    let root = root();
+    let error = open(root.path()).pull(request(&format!("{}/a:2", server.host))).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::ResourceExhausted, "{}", chain(&error));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_content_never_becomes_visible() {
     let made = large(2);
     let mut flipped = made.blobs[0].clone();
