@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use berth::error::{Classify as _, Kind};
-use berth::image::{Credentials, Digest, Images, Options, PullRequest, registry};
+use berth::image::{Credentials, Digest, Images, Options, Platform, PullRequest, registry};
 use support::*;
 
 fn large(seed: u64) -> Made {
@@ -619,6 +619,12 @@ async fn an_index_gives_the_manifest_for_this_machine() {
     images.pull(request(&format!("{}/a:both", server.host))).await.unwrap();
     assert_eq!(server.seen().len(), before + 1);
     assert_eq!(server.seen().last().unwrap().method, "HEAD");
+    // Pulled for another machine, the name is that image's until it is pulled for this one.
+    let platform = Platform { os: "linux".into(), architecture: "s390x".into(), variant: String::new() };
+    let name = format!("{}/a:both", server.host);
+    let foreign = PullRequest { platform: Some(platform), ..request(&name) };
+    assert_eq!(images.pull(foreign).await.unwrap().id, other.id());
+    assert_eq!(images.pull(request(&name)).await.unwrap().id, ours.id());
     for name in ["strange", "other"] {
         let error = images.pull(request(&format!("{}/a:{name}", server.host))).await.unwrap_err();
         assert_eq!(error.kind(), Kind::NotFound);

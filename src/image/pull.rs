@@ -144,7 +144,8 @@ impl Images {
     ) -> Option<Arc<Image>> {
         let image = self.0.store.named(&reference.to_string()).filter(|_| platform.is_none())?;
         let whole = image.chain.iter().all(|chain| self.0.store.has_layer(chain));
-        if !whole {
+        // Somebody may have pulled the name for another machine before: its index is the same.
+        if !whole || check_platform(&image, &Platform::default()).is_err() {
             return None;
         }
         let digest = session.head().await.ok()??;
