@@ -90,6 +90,34 @@ async fn archives_that_are_none_or_lie_are_refused() {
     }
 }
 
+/// Platforms side by side in a layout's own index: the name is that of the image for this machine, whichever comes last.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_platforms_under_one_name_ours_is_taken() {
+    let tar = simple("etc/a", b"1");
+    let layers = [(LAYER, gzip(&tar), Digest::of(&tar))];
+    let (ours, other) = (made_for("amd64", &layers), made_for("s390x", &layers));
+    let entry = |made: &Made, architecture: &str| {
+        serde_json::json!({"mediaType": MANIFEST, "digest": Digest::of(&made.manifest), "size": made.manifest.len(),
+            "platform": {"os": "linux", "architecture": architecture},
+            "annotations": {"io.containerd.image.name": "example.test/app:1"}})
+    };
+    let index =
+        serde_json::json!({"schemaVersion": 2, "manifests": [entry(&ours, "amd64"), entry(&other, "s390x")]});
+    let mut archive = Tar::default();
+    archive.file("index.json", index.to_string().as_bytes());
+    for made in [&ours, &other] {
+        for blob in made.blobs.iter().chain([&made.config, &made.manifest]) {
+            archive.file(&format!("blobs/sha256/{}", Digest::of(blob).hex()), blob);
+        }
+    }
+    let root = root();
+    let images = open(root.path());
+    let found = images.import(std::io::Cursor::new(archive.finish())).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(images.get("example.test/app:1").unwrap().id, ours.id());
+    assert_eq!(images.list().len(), 1);
+}
+
 /// A layer that is not known to have reached the disk before the power went is made again from its content.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_power_loss_layers_are_made_again() {

@@ -86,6 +86,12 @@ impl Images {
         found: &mut Found,
     ) -> Result<(), crate::image::Error> {
         let store = &self.0.store;
+        // A layout may list the platforms of an image side by side, under one name: only one of them is ours.
+        let told =
+            top.platform.as_ref().is_some_and(|told| !told.os.is_empty() && !told.architecture.is_empty());
+        if told && Platform::default().choose(std::slice::from_ref(top)).is_none() {
+            return Ok(());
+        }
         let mut descriptor = top.clone();
         for _ in 0..3 {
             let bytes = collected.bytes(store, &blob(&descriptor.digest), MANIFEST_LIMIT + 1)?;
