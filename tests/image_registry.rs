@@ -84,6 +84,7 @@ async fn hanging_and_trickling_end_by_lack_of_progress() {
         ("blob", layer.clone(), Some(0), None),
         ("middle", layer.clone(), Some(1000), None),
         ("trickle", layer.clone(), None, Some((1, Duration::from_millis(300)))),
+        ("trickling manifest", part("/manifests/"), None, Some((1, Duration::from_millis(300)))),
     ] {
         let server = Hostile::start(move |seen| {
             seen.path.contains(&part).then(|| Answer { hang, drip, ..Answer::new(200, vec![1; 1 << 20]) })
@@ -96,6 +97,34 @@ async fn hanging_and_trickling_end_by_lack_of_progress() {
         assert_eq!(error.kind(), Kind::DeadlineExceeded, "{case}: {error}");
         assert!(begin.elapsed() < Duration::from_secs(8), "{case}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_that_trickles_is_not_read_to_its_end() {
+    let drip = Some((1, Duration::from_millis(300)));
+    let server = Hostile::start(move |_| Some(Answer { drip, ..Answer::new(404, vec![b' '; 8000]) })).await;
+    let root = root();
+    let name = format!("{}/a:1", server.host);
+    let images = open(root.path());
+    let pull = tokio::time::timeout(Duration::from_secs(60), images.pull(request(&name)));
+    assert_eq!(pull.await.expect("an end").unwrap_err().kind(), Kind::NotFound);
+}
+
+/// Each connection moves a byte and breaks: all of them together are too slow.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_breaks_at_each_byte_is_given_up() {
+    let made = large(12);
+    let (content, path) = (made.blobs[0].clone(), format!("/blobs/{}", blob(&made)));
+    let server = Hostile::start(move |seen| {
+        seen.path.contains(&path).then(|| Answer { cut: Some(1), ..ranged(seen, &content) })
+    })
+    .await;
+    server.put("a", "1", &made);
+    let root = root();
+    let name = format!("{}/a:1", server.host);
+    let images = quick(root.path());
+    let pull = tokio::time::timeout(Duration::from_secs(60), images.pull(request(&name)));
+    assert_eq!(pull.await.expect("an end").unwrap_err().kind(), Kind::DeadlineExceeded);
 }
 
 /// What was kept of a layer does not fit on the disk: that is said, not that the layer is broken.

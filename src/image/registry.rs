@@ -9,6 +9,7 @@ mod challenge;
 mod client;
 mod content;
 mod hosts;
+mod refusal;
 mod tls;
 mod transfer;
 mod upload;

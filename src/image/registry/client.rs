@@ -3,9 +3,9 @@
 use crate::image::error::Chain;
 use crate::meter::Pulls;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use parking_lot::RwLock;
 use reqwest::{Client, Response};
@@ -14,7 +14,9 @@ use url::Url;
 use super::auth::{self, Credentials, Secret};
 use super::content::Content;
 use super::hosts::{self, Host};
+use super::refusal::{is_passing, retry_after};
 use super::tls::Clients;
+use super::transfer::Pace;
 use super::{Error, challenge};
 use crate::image::digest::Digest;
 use crate::image::manifest::{self, MANIFEST_LIMIT};
@@ -28,8 +30,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(15);
 /// Most hops of a redirect.
 const REDIRECTS: usize = 8;
-/// How much of an error's body is looked at.
-const DETAIL_LIMIT: usize = 16 << 10;
 
 /// What sessions have in common.
 #[derive(Debug)]
@@ -243,7 +243,13 @@ impl Session {
         what: &str,
     ) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
-        while let Some(chunk) = self.patiently(endpoint, what, response.chunk()).await? {
+        let mut pace = Pace::new(self.progress_timeout);
+        loop {
+            let waiting = Instant::now();
+            let Some(chunk) = self.patiently(endpoint, what, response.chunk()).await? else { break };
+            if pace.is_too_slow(chunk.len() as u64, waiting.elapsed()) {
+                return Err(self.stalled(endpoint, what));
+            }
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > limit {
                 return Err(Error::TooLong { host: endpoint.host.name(), what: what.to_owned(), limit });
@@ -278,12 +284,14 @@ impl Session {
                 what: what.to_owned(),
                 source: source.without_url(),
             }),
-            None => Err(Error::Stalled {
-                host: endpoint.host.name(),
-                what: what.to_owned(),
-                after: self.progress_timeout,
-            }),
+            None => Err(self.stalled(endpoint, what)),
         }
+    }
+
+    /// Nothing, or too little, came.
+    pub(super) fn stalled(&self, endpoint: &Endpoint, what: &str) -> Error {
+        let after = self.progress_timeout;
+        Error::Stalled { host: endpoint.host.name(), what: what.to_owned(), after }
     }
 
     /// Asks one host until it answers or the tries are used up. Only success comes back as such.
@@ -410,57 +418,6 @@ impl Session {
         let ask = Ask { url: Some(root), what: "its API", ..Ask::default() };
         self.ask(endpoint, &ask).await.map(drop)
     }
-
-    /// An answer that is none, in our words and with the registry's.
-    pub(super) async fn refusal(&self, endpoint: &Endpoint, ask: &Ask<'_>, response: Response) -> Error {
-        let status = response.status();
-        let wait = retry_after(response.headers());
-        let (host, what) = (endpoint.host.name(), ask.what.to_owned());
-        let mut detail = self.detail(response).await;
-        match status.as_u16() {
-            401 => Error::Unauthorized { host, what, detail },
-            403 => Error::Denied { host, what, detail },
-            404 => Error::NotFound { host, what, detail },
-            429 => {
-                if let Some(wait) = wait {
-                    detail = format!(" (try again in {} s){detail}", wait.as_secs());
-                }
-                Error::RateLimited { host, what, detail }
-            }
-            status => Error::Status { host, status, what, detail },
-        }
-    }
-
-    /// The messages in an error's body (distribution-spec, "Error Codes"), for people.
-    async fn detail(&self, mut response: Response) -> String {
-        #[derive(serde::Deserialize)]
-        struct Body {
-            errors: Vec<Message>,
-        }
-        #[derive(serde::Deserialize)]
-        struct Message {
-            #[serde(default)]
-            code: String,
-            #[serde(default)]
-            message: String,
-        }
-        let mut bytes = Vec::new();
-        while let Ok(Ok(Some(chunk))) = tokio::time::timeout(Duration::from_secs(2), response.chunk()).await {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() > DETAIL_LIMIT {
-                return String::new();
-            }
-        }
-        let Ok(body) = serde_json::from_slice::<Body>(&bytes) else { return String::new() };
-        let messages: Vec<String> = body
-            .errors
-            .iter()
-            .take(3)
-            .map(|error| if error.message.is_empty() { &error.code } else { &error.message })
-            .map(|text| text.chars().filter(|c| !c.is_control()).take(200).collect())
-            .collect();
-        if messages.is_empty() { String::new() } else { format!(": {}", messages.join(", ")) }
-    }
 }
 
 pub(super) fn follow(endpoint: &Endpoint, from: &Url, target: &HeaderValue) -> Result<Url, Error> {
@@ -477,40 +434,4 @@ pub(super) fn follow(endpoint: &Endpoint, from: &Url, target: &HeaderValue) -> R
 
 fn told_digest(headers: &HeaderMap) -> Option<Digest> {
     headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
-}
-
-/// Whether trying again may help.
-pub(super) fn is_passing(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
-}
-
-/// Seconds, or a date (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let format = time::macros::format_description!(
-        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-    );
-    let date = time::PrimitiveDateTime::parse(text, format).ok()?.assume_utc();
-    Duration::try_from(date - time::OffsetDateTime::now_utc()).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
-    use super::*;
-
-    #[test]
-    fn retry_after_in_both_forms() {
-        let read = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(RETRY_AFTER, text.parse().unwrap());
-            retry_after(&headers)
-        };
-        assert_eq!(read("7"), Some(Duration::from_secs(7)));
-        assert!(read("Fri, 31 Dec 2100 23:59:59 GMT").unwrap() > Duration::from_secs(1000));
-        assert_eq!(read("soon"), None);
-    }
 }

@@ -33,6 +33,13 @@ pub(crate) enum Ended {
     Refused,
 }
 
+/// How far a transfer is, and how fast: over all its connections. One that brings a byte each time would go on for ever.
+#[derive(Debug)]
+struct Way {
+    at: u64,
+    pace: Pace,
+}
+
 impl Session {
     /// Feeds a blob's bytes from `start` on into `sink`.
     pub(crate) async fn blob(
@@ -43,23 +50,28 @@ impl Session {
         sink: &mut impl Sink,
     ) -> Result<Ended, Error> {
         let what = format!("{digest} of {}", self.reference.repository());
-        let mut at = start;
+        let mut way = Way { at: start, pace: Pace::new(self.progress_timeout) };
         let mut last = Error::NoHost("give content");
         for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.host.pull) {
             let mut breaks = 0;
+            way.pace = Pace::new(self.progress_timeout);
             while breaks < BREAKS {
-                let before = at;
-                match self.run(endpoint, digest, size, &mut at, &what, sink).await {
+                let before = way.at;
+                match self.run(endpoint, digest, size, &mut way, &what, sink).await {
                     Ok(ended) => return Ok(ended),
                     // Asking has its own tries; an answer that is clear is not asked for again.
                     Err(error @ (Error::Transport { .. } | Error::Truncated { .. })) => {
-                        breaks = if at > before { 1 } else { breaks + 1 };
-                        tracing::debug!(error = %Chain(&error), at, "a transfer broke, going on from there");
+                        breaks = if way.at > before { 1 } else { breaks + 1 };
+                        tracing::debug!(error = %Chain(&error), way.at, "a transfer broke, going on from there");
                         last = error;
                         if let Some(meter) = &self.meter {
                             meter.retried();
                         }
                         tokio::time::sleep(PAUSE).await;
+                        if way.pace.is_too_slow(0, PAUSE) {
+                            last = self.stalled(endpoint, &what);
+                            break;
+                        }
                     }
                     Err(error) => {
                         last = error;
@@ -71,29 +83,28 @@ impl Session {
         Err(last)
     }
 
-    /// One connection's worth. `at` moves with the bytes.
+    /// One connection's worth.
     async fn run(
         &self,
         endpoint: &Endpoint,
         digest: Digest,
         size: u64,
-        at: &mut u64,
+        way: &mut Way,
         what: &str,
         sink: &mut impl Sink,
     ) -> Result<Ended, Error> {
+        let Way { at, pace } = way;
         if *at == size {
             return Ok(Ended::Whole);
         }
         let ask = Ask { path: format!("blobs/{digest}"), from: Some(*at), what, ..Ask::default() };
         let mut response = self.ask(endpoint, &ask).await?;
         let mut skip = skipped(&response, *at);
-        let mut pace = Pace::new(self.progress_timeout);
         loop {
             let waiting = Instant::now();
             let Some(mut chunk) = self.patiently(endpoint, what, response.chunk()).await? else { break };
             if pace.is_too_slow(chunk.len() as u64, waiting.elapsed()) {
-                let after = self.progress_timeout;
-                return Err(Error::Stalled { host: endpoint.host.name(), what: what.to_owned(), after });
+                return Err(self.stalled(endpoint, what));
             }
             if let Some(meter) = &self.meter {
                 meter.received(chunk.len());
@@ -145,18 +156,18 @@ fn skipped(response: &Response, at: u64) -> u64 {
 /// Notices a transfer that never stops but hardly moves. Only time spent waiting for the network counts: a slow disk is
 /// not the registry's fault.
 #[derive(Debug)]
-struct Pace {
+pub(super) struct Pace {
     window: Duration,
     waited: Duration,
     bytes: u64,
 }
 
 impl Pace {
-    fn new(window: Duration) -> Self {
+    pub(super) fn new(window: Duration) -> Self {
         Self { window, waited: Duration::ZERO, bytes: 0 }
     }
 
-    fn is_too_slow(&mut self, bytes: u64, waited: Duration) -> bool {
+    pub(super) fn is_too_slow(&mut self, bytes: u64, waited: Duration) -> bool {
         self.bytes += bytes;
         self.waited += waited;
         if self.waited < self.window {

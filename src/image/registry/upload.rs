@@ -20,8 +20,9 @@ use http::{HeaderValue, Method, StatusCode};
 use reqwest::Response;
 use url::Url;
 
-use super::client::{Ask, Endpoint, follow, is_passing};
+use super::client::{Ask, Endpoint, follow};
 use super::content::{Content, LOOK, Source};
+use super::refusal::is_passing;
 use super::{Error, Session};
 use crate::image::digest::Digest;
 use crate::image::error::Chain;
