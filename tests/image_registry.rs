@@ -555,6 +555,36 @@ async fn redirects_are_followed_without_secrets() {
     assert!(storage.seen().iter().all(|seen| seen.header("authorization").is_none()));
 }
 
+/// Where a redirect leads to may ask for credentials, and say where they are to be sent: it gets none.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_redirect_leads_gets_no_credentials() {
+    let made = image(&[simple("etc/a", b"1")]);
+    let storage = Hostile::start(|seen| {
+        let host = seen.header("host").unwrap_or_default();
+        let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"x\"");
+        Some(match seen.path.starts_with("/token") {
+            true => Answer::new(200, r#"{"token":"t"}"#),
+            false => Answer::new(401, "").with("www-authenticate", &challenge),
+        })
+    })
+    .await;
+    let to = storage.host.clone();
+    let server = Hostile::start(move |seen| {
+        seen.path
+            .contains("/blobs/")
+            .then(|| Answer::new(307, "").with("location", &format!("http://{to}{}", seen.path)))
+    })
+    .await;
+    server.put("a", "1", &made);
+    let root = root();
+    let credentials = Credentials { auth: "dXNlcjpzZWNyZXQ=".into(), ..Credentials::default() };
+    let request = PullRequest { auth: Some(credentials), ..request(&format!("{}/a:1", server.host)) };
+    let error = open(root.path()).pull(request).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unauthenticated);
+    assert!(storage.count("/blobs/") > 0);
+    assert_eq!(storage.count("/token"), 0, "{:?}", storage.seen());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn https_with_an_authority_of_our_own() {
     let certificates = root();

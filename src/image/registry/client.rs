@@ -323,7 +323,9 @@ impl Session {
     pub(super) async fn ask_authorized(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response, Error> {
         let shown = endpoint.authorization.read().clone();
         let response = self.ask_plainly(endpoint, ask, shown.clone()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
+        // Where a redirect led to has no word in where the registry's credentials go: what it asks for is not answered.
+        let own = response.url().origin() == endpoint.host.base.origin();
+        if response.status() != StatusCode::UNAUTHORIZED || !own {
             return Ok(response);
         }
         let challenges = challenge::read(response.headers());
