@@ -14,7 +14,7 @@ mod schema;
 mod settings;
 #[cfg(test)]
 mod tests;
-mod value;
+pub(crate) mod value;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

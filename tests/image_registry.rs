@@ -484,6 +484,32 @@ async fn a_token_that_ends_is_renewed() {
 
 // === hosts ===
 
+/// A mirror that takes connections and does not answer is waited for once in a pull.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_stands_still_is_left_alone() {
+    let mirror = Hostile::start(|_| Some(Answer { hang: Some(0), ..Answer::new(200, vec![1; 100]) })).await;
+    let upstream = Hostile::start(|_| None).await;
+    let made = image(&[simple("etc/a", b"1"), simple("etc/b", b"2"), simple("etc/c", b"3")]);
+    upstream.put("library/app", "1", &made);
+    let gone = free_port();
+    let config = hosts_file(
+        "docker.io",
+        &format!(
+            "server = \"http://{}\"\n[host.\"http://127.0.0.1:{gone}\"]\n[host.\"http://{}\"]\n",
+            upstream.host, mirror.host
+        ),
+    );
+    let root = root();
+    let options = Options {
+        config_path: vec![config.path().to_owned()],
+        progress_timeout: Duration::from_secs(1),
+        ..options(root.path())
+    };
+    let images = Images::open(options).unwrap();
+    images.pull(request("app:1")).await.unwrap();
+    assert_eq!(mirror.seen().len(), 1, "{:?}", mirror.seen());
+}
+
 fn hosts_file(name: &str, text: &str) -> tempfile::TempDir {
     let root = root();
     let directory = root.path().join(name);

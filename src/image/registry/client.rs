@@ -3,6 +3,7 @@
 use crate::image::error::Chain;
 use crate::meter::Pulls;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE};
@@ -69,6 +70,26 @@ pub(super) struct Endpoint {
     authorization: RwLock<Option<HeaderValue>>,
     /// One token request at a time: parallel downloads share its outcome.
     renewing: tokio::sync::Mutex<()>,
+    /// Another host may give the same: this one is not waited for.
+    replaceable: bool,
+    /// It could not be connected to in this session, or stood still.
+    unreachable: AtomicBool,
+}
+
+impl Endpoint {
+    /// Whether another host is asked right away, and this one no more in this session: it can't be connected to, or stands
+    /// still, which takes long to find out.
+    pub(super) fn is_given_up(&self, error: &Error) -> bool {
+        let gone = match error {
+            Error::Transport { source, .. } => source.is_connect(),
+            Error::Stalled { .. } => true,
+            _ => false,
+        };
+        if gone && self.replaceable {
+            self.unreachable.store(true, Ordering::Relaxed);
+        }
+        gone && self.replaceable
+    }
 }
 
 /// A manifest or index as a registry has it, held against its digest.
@@ -91,8 +112,11 @@ impl Registry {
         credentials: Option<&Credentials>,
         purpose: Purpose,
     ) -> Result<Session, Error> {
+        let hosts = hosts::load(&self.config_path, reference.host(), reference.endpoint())?;
+        // The last one that gives all is not replaceable.
+        let sure = hosts.iter().rposition(|host| host.resolve && host.pull).unwrap_or(0);
         let mut endpoints = Vec::new();
-        for host in hosts::load(&self.config_path, reference.host(), reference.endpoint())? {
+        for (place, host) in hosts.into_iter().enumerate() {
             let client = self.clients.get(&host.tls)?;
             let secret = match credentials {
                 Some(credentials) => credentials.secret(&host.name(), reference.host())?,
@@ -108,6 +132,8 @@ impl Registry {
                 secret,
                 authorization: RwLock::new(authorization),
                 renewing: tokio::sync::Mutex::default(),
+                replaceable: purpose == Purpose::Pull && place < sure,
+                unreachable: AtomicBool::new(false),
             });
         }
         let (progress_timeout, meter) = (self.progress_timeout, self.meter.clone());
@@ -138,6 +164,14 @@ pub(super) struct Ask<'a> {
 }
 
 impl Session {
+    /// The hosts that may be asked for something, in their order, without those that were given up: a mirror that is gone must
+    /// not cost its time-out for each layer.
+    pub(super) fn able(&self, capable: impl Fn(&Host) -> bool) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints
+            .iter()
+            .filter(move |endpoint| capable(&endpoint.host) && !endpoint.unreachable.load(Ordering::Relaxed))
+    }
+
     /// What the tag points to now, without fetching it. `None` when the registry does not say.
     pub(crate) async fn head(&self) -> Result<Option<Digest>, Error> {
         let what = format!("the manifest of {}", self.reference);
@@ -149,7 +183,7 @@ impl Session {
             ..Ask::default()
         };
         let mut last = Error::NoHost("resolve tags");
-        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.host.resolve) {
+        for endpoint in self.able(|host| host.resolve) {
             match self.ask(endpoint, &ask).await {
                 Ok(response) => return Ok(told_digest(response.headers())),
                 Err(error) => last = error,
@@ -188,17 +222,18 @@ impl Session {
             what,
             ..Ask::default()
         };
-        let capable = |endpoint: &&Endpoint| match expected {
+        let capable = |host: &Host| match expected {
             // By digest, whoever gives the content is right.
-            Some(_) => endpoint.host.pull,
-            None => endpoint.host.resolve,
+            Some(_) => host.pull,
+            None => host.resolve,
         };
         let mut last = Error::NoHost("resolve tags");
-        for endpoint in self.endpoints.iter().filter(capable) {
+        for endpoint in self.able(capable) {
             match self.manifest_from(endpoint, &ask, expected, limit).await {
                 Ok(resolved) => return Ok(resolved),
                 Err(error) => {
                     tracing::debug!(host = endpoint.host.name(), error = %Chain(&error), "a host did not give the manifest");
+                    endpoint.is_given_up(&error);
                     last = error;
                 }
             }
@@ -308,9 +343,12 @@ impl Session {
                 Ok(response) if response.status().is_success() => return Ok(response),
                 Ok(response) => return Err(self.refusal(endpoint, ask, response).await),
                 Err(error @ Error::Transport { .. }) => (error, pause),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    endpoint.is_given_up(&error);
+                    return Err(error);
+                }
             };
-            if tries > RETRIES || wait > RETRY_AFTER_LIMIT {
+            if endpoint.is_given_up(&error) || tries > RETRIES || wait > RETRY_AFTER_LIMIT {
                 return Err(error);
             }
             tracing::debug!(host = endpoint.host.name(), error = %Chain(&error), ?wait, "asking again");

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
@@ -13,6 +14,7 @@ use url::Url;
 
 use super::Error;
 use super::tls::Tls;
+use crate::config::value;
 
 /// Largest host file.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -64,6 +66,7 @@ struct HostTable {
     skip_verify: Option<bool>,
     header: Option<BTreeMap<String, OneOrMany>>,
     override_path: Option<bool>,
+    dial_timeout: Option<String>,
 }
 
 #[derive(Clone, Deserialize)]
@@ -189,10 +192,18 @@ fn host(address: &str, table: &HostTable, directory: &Path, name: &str) -> Resul
             authorities: table.ca.iter().flat_map(|ca| ca.list()).map(|path| directory.join(path)).collect(),
             identities: identities(table.client.as_ref(), directory)?,
             skip_verify: table.skip_verify.unwrap_or(false),
+            dial_timeout: dial_timeout(table)?,
         },
         headers: headers(table)?,
         namespace: (!own).then(|| name.to_owned()),
     })
+}
+
+/// A time in Go's form; 0 says nothing.
+fn dial_timeout(table: &HostTable) -> Result<Option<Duration>, String> {
+    let Some(text) = table.dial_timeout.as_deref().filter(|text| !text.is_empty()) else { return Ok(None) };
+    let time = value::duration(text).map_err(|problem| format!("dial_timeout: {problem}"))?;
+    Ok(Some(time).filter(|time| !time.is_zero()))
 }
 
 fn identities(client: Option<&Client>, directory: &Path) -> Result<Vec<(PathBuf, Option<PathBuf>)>, String> {
@@ -272,6 +283,7 @@ mod tests {
                 ca = ["a.pem", "/b.pem"]
                 client = [["c.cert", "c.key"]]
                 [host."http://alpha.test/cache/v2"]
+                dial_timeout = "1s500ms"
                 skip_verify = true
                 override_path = true
                 [host."http://alpha.test/cache/v2".header]
@@ -292,6 +304,8 @@ mod tests {
         assert_eq!(hosts[0].tls.authorities, [own.join("a.pem"), PathBuf::from("/b.pem")]);
         assert_eq!(hosts[0].tls.identities, [(own.join("c.cert"), Some(own.join("c.key")))]);
         assert!(hosts[1].tls.skip_verify);
+        assert_eq!(hosts[1].tls.dial_timeout, Some(Duration::from_millis(1500)));
+        assert_eq!(hosts[0].tls.dial_timeout, None);
         assert_eq!(hosts[1].headers.get_all("x-two").iter().count(), 2);
     }
 
@@ -327,7 +341,9 @@ mod tests {
 
     #[test]
     fn a_wrong_file_is_named() {
-        for text in ["server = 1", "[host.\"ftp://x\"]", "[host.\"http://x\".header]\n\"a b\" = \"1\""] {
+        let slow = "[host.\"http://x\"]\ndial_timeout = \"soon\"";
+        for text in [slow, "server = 1", "[host.\"ftp://x\"]", "[host.\"http://x\".header]\n\"a b\" = \"1\""]
+        {
             let root = directory("a.test", Some(text));
             let error = load(&[root.path().to_owned()], "a.test", "a.test").unwrap_err();
             assert!(error.to_string().contains("hosts.toml"), "{error}");

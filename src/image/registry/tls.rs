@@ -1,4 +1,4 @@
-//! HTTP clients by what they trust and who they are.
+//! HTTP clients by what they trust, who they are, and how long they try to connect.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +14,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Different clients kept at a time.
 const CLIENTS_LIMIT: usize = 16;
 
-/// What a host's certificates are held against, and what we show.
+/// What a host's certificates are held against, what we show, and how long we knock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tls {
     /// Further authorities, beside those of the system.
@@ -22,6 +22,8 @@ pub(crate) struct Tls {
     /// Certificate and key, or one file with both.
     pub(crate) identities: Vec<(PathBuf, Option<PathBuf>)>,
     pub(crate) skip_verify: bool,
+    /// How long a connection may take to come up; `None`: [`CONNECT_TIMEOUT`].
+    pub(crate) dial_timeout: Option<Duration>,
 }
 
 /// Clients that were made before; each keeps its connections.
@@ -39,6 +41,7 @@ impl Clients {
             Some((certificate, Some(key))) => [read(certificate)?, b"\n".to_vec(), read(key)?].concat(),
         };
         let mut key = vec![u8::from(tls.skip_verify)];
+        key.extend_from_slice(&tls.dial_timeout.unwrap_or(CONNECT_TIMEOUT).as_millis().to_be_bytes());
         for part in authorities.iter().chain([&identity]) {
             key.extend_from_slice(Digest::of(part).hex().as_bytes());
         }
@@ -69,7 +72,7 @@ fn build(tls: &Tls, authorities: &[Vec<u8>], identity: &[u8]) -> Result<Client, 
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = Client::builder()
         .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_timeout(tls.dial_timeout.unwrap_or(CONNECT_TIMEOUT))
         // Redirects are followed by us, so that nothing secret goes along.
         .redirect(redirect::Policy::none())
         // A connection for each transfer moves large content faster than streams within one.

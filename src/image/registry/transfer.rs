@@ -52,7 +52,7 @@ impl Session {
         let what = format!("{digest} of {}", self.reference.repository());
         let mut way = Way { at: start, pace: Pace::new(self.progress_timeout) };
         let mut last = Error::NoHost("give content");
-        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.host.pull) {
+        for endpoint in self.able(|host| host.pull) {
             let mut breaks = 0;
             way.pace = Pace::new(self.progress_timeout);
             while breaks < BREAKS {
@@ -63,17 +63,23 @@ impl Session {
                     Err(error @ (Error::Transport { .. } | Error::Truncated { .. })) => {
                         breaks = if way.at > before { 1 } else { breaks + 1 };
                         tracing::debug!(error = %Chain(&error), way.at, "a transfer broke, going on from there");
+                        let given_up = endpoint.is_given_up(&error);
                         last = error;
+                        if given_up {
+                            break;
+                        }
                         if let Some(meter) = &self.meter {
                             meter.retried();
                         }
                         tokio::time::sleep(PAUSE).await;
                         if way.pace.is_too_slow(0, PAUSE) {
                             last = self.stalled(endpoint, &what);
+                            endpoint.is_given_up(&last);
                             break;
                         }
                     }
                     Err(error) => {
+                        endpoint.is_given_up(&error);
                         last = error;
                         break;
                     }
