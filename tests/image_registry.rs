@@ -482,6 +482,49 @@ async fn a_token_that_ends_is_renewed() {
     assert_eq!(server.count("/token"), 2);
 }
 
+/// A token server that is busy, and then sends us elsewhere: what is secret stays with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn token_servers_are_asked_again_and_followed() {
+    let elsewhere = Hostile::start(|_| Some(Answer::new(200, r#"{"access_token":"t"}"#))).await;
+    let to = elsewhere.host.clone();
+    let tries = Arc::new(AtomicUsize::new(0));
+    let server = Hostile::start(move |seen| {
+        if seen.path.starts_with("/token") {
+            return Some(match tries.fetch_add(1, Ordering::SeqCst) {
+                0 => Answer::new(503, "").with("retry-after", "0"),
+                _ => Answer::new(307, "").with("location", &format!("http://{to}{}", seen.path)),
+            });
+        }
+        if seen.header("authorization") == Some("Bearer t") {
+            return None;
+        }
+        let host = seen.header("host").unwrap_or_default();
+        let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"reg\"");
+        Some(Answer::new(401, "{}").with("www-authenticate", &challenge))
+    })
+    .await;
+    server.put("a", "1", &image(&[simple("etc/a", b"1")]));
+    let name = format!("{}/a:1", server.host);
+    let with = |credentials| PullRequest { auth: Some(credentials), ..request(&name) };
+    let root = root();
+    let images = open(root.path());
+    let password = Credentials { auth: "dXNlcjpzZWNyZXQ=".into(), ..Credentials::default() };
+    images.pull(with(password)).await.unwrap();
+    let asked: Vec<Seen> = server.seen().into_iter().filter(|seen| seen.path.starts_with("/token")).collect();
+    assert_eq!(asked.len(), 2);
+    assert!(asked.iter().all(|seen| seen.header("authorization").is_some()));
+    assert_eq!(elsewhere.seen().len(), 1);
+    assert!(elsewhere.seen()[0].header("authorization").is_none());
+    let wanted = "service=reg&scope=repository%3Aa%3Apull";
+    assert!(elsewhere.seen()[0].path.ends_with(wanted), "{}", elsewhere.seen()[0].path);
+
+    // A refresh token is the request itself: it goes nowhere else.
+    images.remove(&name).await.unwrap();
+    let identity = Credentials { identity_token: "identity".into(), ..Credentials::default() };
+    images.pull(with(identity)).await.unwrap_err();
+    assert_eq!(elsewhere.seen().len(), 1);
+}
+
 // === hosts ===
 
 /// A mirror that takes connections and does not answer is waited for once in a pull.

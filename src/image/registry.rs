@@ -11,6 +11,7 @@ mod content;
 mod hosts;
 mod refusal;
 mod tls;
+mod token;
 mod transfer;
 mod upload;
 

@@ -6,17 +6,11 @@ use std::time::Duration;
 use base64::Engine as _;
 use http::HeaderValue;
 use reqwest::Client;
-use serde::Deserialize;
 use url::Url;
 
-use super::Error;
 use super::challenge::Challenge;
 use super::hosts::authority;
-
-/// Largest answer of a token server.
-const TOKEN_LIMIT: usize = 1 << 20;
-/// How we present ourselves to token servers.
-const CLIENT_ID: &str = "berth";
+use super::{Error, token};
 
 /// What a pull may show to registries (CRI `AuthConfig`). Empty fields are absent.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -125,14 +119,6 @@ fn sensitive(text: String) -> Result<HeaderValue, Error> {
     Ok(value)
 }
 
-#[derive(Deserialize)]
-struct Token {
-    #[serde(default)]
-    token: String,
-    #[serde(default)]
-    access_token: String,
-}
-
 /// Answers a challenge. `None` when there is nothing to answer it with.
 pub(crate) async fn answer(
     client: &Client,
@@ -150,7 +136,8 @@ pub(crate) async fn answer(
             (Challenge::Bearer { .. }, Secret::Bearer(_)) => return Ok(None),
             (Challenge::Bearer { realm, service, scope, .. }, _) => {
                 let scope = wanted(scope, default_scope);
-                let token = fetch(client, realm, service, &scope, secret, timeout).await?;
+                let question = token::Question { client, realm, service, scope: &scope, secret, timeout };
+                let token = question.fetch().await?;
                 return bearer(&token).map(Some);
             }
             _ => {}
@@ -169,92 +156,6 @@ fn wanted(told: &str, ours: &str) -> String {
     } else {
         told.to_owned()
     }
-}
-
-/// Gets a token: anonymous or with a password by GET, with a refresh token by POST (distribution,
-/// docs/spec/auth/token.md and oauth.md).
-async fn fetch(
-    client: &Client,
-    realm: &str,
-    service: &str,
-    scope: &str,
-    secret: &Secret,
-    timeout: Duration,
-) -> Result<String, Error> {
-    let problem =
-        |host: &str, problem: String, refused| Error::Token { host: host.to_owned(), problem, refused };
-    let url = Url::parse(realm)
-        .ok()
-        .filter(|url| matches!(url.scheme(), "http" | "https"))
-        .ok_or_else(|| problem(realm, "is not an http or https address".to_owned(), false))?;
-    let host = authority(&url);
-    let request = match secret {
-        Secret::Refresh(token) => client.post(url).form(&[
-            ("grant_type", "refresh_token"),
-            ("service", service),
-            ("scope", scope),
-            ("client_id", CLIENT_ID),
-            ("refresh_token", token),
-        ]),
-        secret => {
-            let mut url = url;
-            {
-                let mut query = url.query_pairs_mut();
-                if !service.is_empty() {
-                    query.append_pair("service", service);
-                }
-                for one in scope.split(' ').filter(|one| !one.is_empty()) {
-                    query.append_pair("scope", one);
-                }
-            }
-            let request = client.get(url);
-            match secret {
-                Secret::Password(username, password) => {
-                    request.header(http::header::AUTHORIZATION, basic(username, password)?)
-                }
-                _ => request,
-            }
-        }
-    };
-    let work = async {
-        let response = request.send().await.map_err(|error| problem(&host, chain(&error), false))?;
-        let status = response.status();
-        if !status.is_success() {
-            let refused = matches!(status.as_u16(), 400 | 401 | 403);
-            return Err(problem(&host, format!("answers {status}"), refused));
-        }
-        let mut response = response;
-        let mut body = Vec::new();
-        while let Some(chunk) =
-            response.chunk().await.map_err(|error| problem(&host, chain(&error), false))?
-        {
-            body.extend_from_slice(&chunk);
-            if body.len() > TOKEN_LIMIT {
-                return Err(problem(&host, format!("sent more than {TOKEN_LIMIT} bytes"), false));
-            }
-        }
-        let token: Token = serde_json::from_slice(&body)
-            .map_err(|error| problem(&host, format!("sent no token: {error}"), false))?;
-        match if token.token.is_empty() { token.access_token } else { token.token } {
-            empty if empty.is_empty() => Err(problem(&host, "sent an empty token".to_owned(), false)),
-            token => Ok(token),
-        }
-    };
-    match tokio::time::timeout(timeout, work).await {
-        Ok(result) => result,
-        Err(_) => Err(problem(&host, format!("did not answer for {} s", timeout.as_secs_f32()), false)),
-    }
-}
-
-/// An error with its causes, without the address: it may carry secrets in its query.
-fn chain(error: &reqwest::Error) -> String {
-    let mut text = "can't be reached".to_owned();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

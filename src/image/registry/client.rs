@@ -24,13 +24,13 @@ use crate::image::manifest::{self, MANIFEST_LIMIT};
 use crate::image::reference::{Reference, Target};
 
 /// How often a host is asked again after a failure that may pass.
-const RETRIES: u32 = 3;
+pub(super) const RETRIES: u32 = 3;
 /// First pause between two tries; it doubles.
-const PAUSE: Duration = Duration::from_millis(200);
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
 /// Longest pause that a registry may ask for before we give up instead.
-const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(15);
+pub(super) const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(15);
 /// Most hops of a redirect.
-const REDIRECTS: usize = 8;
+pub(super) const REDIRECTS: usize = 8;
 
 /// What sessions have in common.
 #[derive(Debug)]
