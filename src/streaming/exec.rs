@@ -1,6 +1,6 @@
 //! An exec session: a command, and a client at its streams.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,7 +19,7 @@ use crate::pod::Pods;
 /// After the command ended, somebody it left behind may hold its output open: how long to wait for more from him.
 const DRAIN: Duration = Duration::from_millis(250);
 /// However much he goes on to print.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
+const DRAIN_MAX: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(10) };
 /// A client with a terminal tells its size at once; a command that asks for it at once is not to find none.
 const FIRST_SIZE: Duration = Duration::from_millis(50);
 /// What a command has to end by itself when its client is gone.
@@ -110,34 +110,39 @@ async fn with_client(
     }
 }
 
-/// Copies what the command prints. Ends with it, or some time after the command ended.
+/// Copies what the command prints. Ends with it, or some time after the command ended. What lies in the pipe by then is the
+/// command's own, and reaches the client however slowly it reads.
 async fn print(pipe: Option<pipe::Receiver>, output: Option<&Output>, ended: &CancellationToken) {
     let (Some(mut pipe), Some(output)) = (pipe, output) else { return };
-    let copying = async {
-        let mut buffer = BytesMut::new();
-        loop {
-            buffer.reserve(CHUNK);
-            let quiet = async {
-                ended.cancelled().await;
-                tokio::time::sleep(DRAIN).await;
-            };
-            tokio::select! {
-                biased;
-                read = pipe.read_buf(&mut buffer) => match read {
-                    Ok(1..) if output.send(buffer.split().freeze()).await.is_ok() => {}
-                    _ => return,
-                },
-                () = quiet => return,
-            }
+    let mut buffer = BytesMut::new();
+    // Once the command has ended: how much of the pipe is owed to the client, and until when others may add to it.
+    let mut last: Option<(u64, Instant)> = None;
+    loop {
+        if last.is_none() && ended.is_cancelled() {
+            last = Some((rustix::io::ioctl_fionread(&pipe).unwrap_or(0), Instant::now() + DRAIN_MAX));
         }
-    };
-    let limit = async {
-        ended.cancelled().await;
-        tokio::time::sleep(DRAIN_MAX).await;
-    };
-    tokio::select! {
-        () = copying => {}
-        () = limit => {}
+        if last.is_some_and(|(owed, end)| owed == 0 && Instant::now() >= end) {
+            return;
+        }
+        buffer.reserve(CHUNK);
+        let quiet = async {
+            ended.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let count = tokio::select! {
+            biased;
+            read = pipe.read_buf(&mut buffer) => match read {
+                Ok(count @ 1..) => count,
+                _ => return,
+            },
+            () = quiet => return,
+        };
+        if output.send(buffer.split().freeze()).await.is_err() {
+            return;
+        }
+        if let Some((owed, _)) = &mut last {
+            *owed = owed.saturating_sub(u64::try_from(count).unwrap_or(u64::MAX));
+        }
     }
 }
 
@@ -162,5 +167,63 @@ async fn size(command: &Interactive, sizes: Option<Sizes>) {
         if let Err(error) = command.resize(size.width, size.height).await {
             tracing::debug!(%error, "resizing the terminal of an exec");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::io::Write as _;
+
+    use super::super::link::Frame;
+    use super::*;
+
+    fn pipe() -> (pipe::Receiver, std::fs::File) {
+        let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+        (pipe::Receiver::from_owned_fd(reader).unwrap(), std::fs::File::from(writer))
+    }
+
+    async fn received(mut frames: mpsc::Receiver<Frame>) -> usize {
+        let mut total = 0;
+        while let Some(frame) = frames.recv().await {
+            if let Frame::Data { data, .. } = frame {
+                total += data.len();
+            }
+        }
+        total
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_late_gets_all_that_the_command_printed() {
+        let (reader, mut writer) = pipe();
+        // As much as a pipe holds; the command has ended, and somebody it left behind keeps the pipe open.
+        writer.write_all(&vec![b'x'; 64 << 10]).unwrap();
+        let ended = CancellationToken::new();
+        ended.cancel();
+        let (sender, frames) = mpsc::channel(1);
+        let printing = tokio::spawn(async move {
+            let output = Output::new(1, sender, CancellationToken::new(), None);
+            print(Some(reader), Some(&output), &ended).await;
+        });
+        tokio::time::sleep(DRAIN_MAX * 3).await;
+        assert_eq!(received(frames).await, 64 << 10);
+        printing.await.unwrap();
+        drop(writer);
+    }
+
+    #[tokio::test]
+    async fn who_is_left_behind_may_not_print_for_ever() {
+        let (reader, mut writer) = pipe();
+        let chatting = std::thread::spawn(move || while writer.write_all(b"chat").is_ok() {});
+        let ended = CancellationToken::new();
+        ended.cancel();
+        let (sender, frames) = mpsc::channel(1);
+        let reading = tokio::spawn(received(frames));
+        let output = Output::new(1, sender, CancellationToken::new(), None);
+        print(Some(reader), Some(&output), &ended).await;
+        drop(output);
+        assert!(reading.await.unwrap() > 0);
+        chatting.join().unwrap();
     }
 }
