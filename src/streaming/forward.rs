@@ -46,7 +46,12 @@ pub(super) async fn run(target: Target, link: &Link, mut streams: mpsc::Receiver
             () = link.gone.cancelled() => break,
             stream = streams.recv() => match stream {
                 Some(stream) => {
-                    if let Some((data, error)) = pair(&mut waiting, stream).await {
+                    // A refusal waits for a client that does not read: no longer than the session lasts.
+                    let paired = tokio::select! {
+                        paired = pair(&mut waiting, stream) => paired,
+                        () = link.gone.cancelled() => break,
+                    };
+                    if let Some((data, error)) = paired {
                         connections.spawn(forward(Arc::clone(&target), data, error));
                     }
                 }
@@ -158,5 +163,39 @@ async fn copy(socket: TcpStream, mut input: mpsc::Receiver<Bytes>, output: Outpu
     tokio::select! {
         _ = async { tokio::join!(up, down) } => {}
         () = reset.cancelled() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio_util::task::AbortOnDropHandle;
+
+    use super::super::link::{Activity, Frame};
+    use super::super::spdy::Headers;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_that_nobody_reads_ends_with_the_session() {
+        // Nobody takes anything out of the queue, and it is full.
+        let (frames, _queue) = mpsc::channel(1);
+        frames.try_send(Frame::Ping(1)).unwrap();
+        let idle = || AbortOnDropHandle::new(tokio::spawn(std::future::pending()));
+        let (gone, activity) = (CancellationToken::new(), Activity::new());
+        let link =
+            Link { gone: gone.clone(), activity, frames: frames.clone(), reader: idle(), writer: idle() };
+        let (accepted, streams) = mpsc::channel(1);
+        let (_data, input) = mpsc::channel(1);
+        let output = Output::new(1, frames, CancellationToken::new(), None);
+        accepted.send(Stream { id: 1, headers: Headers::default(), input, output }).await.unwrap();
+        let leaving = async {
+            // It is being refused: it names no port.
+            drop(accepted.reserve().await.unwrap());
+            gone.cancel();
+        };
+        let target = Target { pod: "p".to_owned(), netns: None };
+        let ended = async { tokio::join!(run(target, &link, streams), leaving) };
+        tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
     }
 }
