@@ -82,6 +82,8 @@ const CALLS: &[(&str, Call)] = &[
 const OWN: Call = call("berth_api", Class::Long, false);
 /// The same for networks: the kernel's work, soon done.
 const NETWORKS: Call = call("berth_networks", Class::Change, true);
+/// How the daemon itself is: what people ask when all places for long calls are taken by calls that hang.
+const DEBUG: Call = call("berth_debug", Class::Read, true);
 /// A call that no service has. One name for all: clients must not make metrics grow.
 const UNKNOWN: Call = call("unknown", Class::Read, true);
 
@@ -94,6 +96,7 @@ impl Call {
                 CALLS.iter().find(|(name, _)| *name == method).map_or(UNKNOWN, |(_, call)| *call)
             }
             "berth.v1.Networks" => NETWORKS,
+            "berth.v1.Debug" => DEBUG,
             own if own.starts_with("berth.") => OWN,
             _ => UNKNOWN,
         }
@@ -110,6 +113,7 @@ mod tests {
         assert_eq!(Call::of("/runtime.v1.ImageService/PullImage").class, Class::Long);
         assert_eq!(Call::of("/runtime.v1.RuntimeService/Nonsense"), UNKNOWN);
         assert_eq!(Call::of("/berth.v1.Images/Pull"), OWN);
+        assert_eq!(Call::of("/berth.v1.Debug/Health").class, Class::Read);
         assert_eq!(Call::of(""), UNKNOWN);
     }
 }
