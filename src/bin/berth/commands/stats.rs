@@ -145,9 +145,7 @@ impl Numbers {
             cpu_percent: value(cpu).map(percent),
             memory: working_set,
             // Without a limit nothing says how much is left.
-            limit: working_set
-                .zip(available.filter(|bytes| *bytes > 0))
-                .map(|(used, left)| used.saturating_add(left)),
+            limit: working_set.zip(available).map(|(used, left)| used.saturating_add(left)),
             written: value(written),
         }
     }
@@ -178,13 +176,13 @@ mod tests {
 
     use super::*;
 
-    fn numbers(working_set: u64, available: u64) -> Numbers {
+    fn numbers(working_set: u64, available: Option<u64>) -> Numbers {
         let value = |value| Some(UInt64Value { value });
         Numbers::of(&ContainerStats {
             cpu: Some(CpuUsage { usage_nano_cores: value(1_500_000_000), ..CpuUsage::default() }),
             memory: Some(MemoryUsage {
                 working_set_bytes: value(working_set),
-                available_bytes: value(available),
+                available_bytes: available.and_then(value),
                 ..MemoryUsage::default()
             }),
             ..ContainerStats::default()
@@ -193,14 +191,17 @@ mod tests {
 
     #[test]
     fn a_core_and_a_half_is_150_percent() {
-        assert_eq!(numbers(1, 0).cpu_percent, Some(150.0));
+        assert_eq!(numbers(1, Some(0)).cpu_percent, Some(150.0));
     }
 
     #[test]
     fn the_limit_is_what_is_used_and_what_is_left() {
-        assert_eq!(numbers(60, 40).limit, Some(100));
-        assert_eq!(numbers(60, 0).limit, None);
-        assert!(numbers(95, 5).is_tight());
-        assert!(!numbers(60, 40).is_tight());
+        assert_eq!(numbers(60, Some(40)).limit, Some(100));
+        assert_eq!(numbers(60, None).limit, None);
+        // Nothing is left of it: it is there all the same, and of most interest now.
+        assert_eq!(numbers(60, Some(0)).limit, Some(60));
+        assert!(numbers(60, Some(0)).is_tight());
+        assert!(numbers(95, Some(5)).is_tight());
+        assert!(!numbers(60, Some(40)).is_tight());
     }
 }
