@@ -19,13 +19,13 @@ pub(crate) struct Logs {
     /// Go on until the container ends
     #[arg(short, long)]
     follow: bool,
-    /// Start with so many lines from the end
-    #[arg(short = 'n', long, value_name = "LINES")]
-    tail: Option<usize>,
+    /// Start with so many lines from the end, or with all
+    #[arg(short = 'n', long, value_name = "LINES", value_parser = start, default_value = "all", allow_negative_numbers = true)]
+    tail: Start,
     /// Put the time before each line
     #[arg(short, long)]
     timestamps: bool,
-    /// Leave out what is older: a length of time (10m), or a moment (RFC 3339)
+    /// Leave out what is older: a length of time (10m), or a moment (RFC 3339, or seconds since 1970)
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
 }
@@ -35,8 +35,7 @@ impl Logs {
     pub(crate) async fn execute(self, address: &str) -> Result<u8> {
         let since = self.since.as_deref().map(duration::moment).transpose().context("--since")?;
         let mut printer = Printer::new(self.timestamps, since);
-        let start = self.tail.map_or(Start::Beginning, Start::Last);
-
+        let start = self.tail;
         let mut client = Client::connect(address).await?;
         let (containers, pods) = (client.containers().await?, client.pods().await?);
         let container = Names { containers: &containers, pods: &pods }.container(&self.container)?;
@@ -57,5 +56,35 @@ impl Logs {
             }
         }
         Ok(0)
+    }
+}
+
+/// `all` and -1 are docker's and kubectl's words for the whole of it.
+fn start(text: &str) -> Result<Start> {
+    match text {
+        "all" | "-1" => Ok(Start::Beginning),
+        lines => match lines.parse() {
+            Ok(count) => Ok(Start::Last(count)),
+            Err(_) => bail!("`{lines}` is no number of lines: write one, or all"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_whole_has_names() {
+        for (text, expected) in [
+            ("all", Start::Beginning),
+            ("-1", Start::Beginning),
+            ("3", Start::Last(3)),
+            ("0", Start::Last(0)),
+        ] {
+            assert_eq!(start(text).unwrap(), expected, "{text}");
+        }
+        assert!(start("-2").unwrap_err().to_string().contains("or all"));
     }
 }

@@ -1,4 +1,4 @@
-//! Lengths of time (`90s`, `1h30m`, `2d`, plain seconds) and moments (RFC 3339, or that long ago).
+//! Lengths of time (`90s`, `1h30m`, `2d`, plain seconds) and moments (RFC 3339, seconds since 1970, or that long ago).
 
 use std::time::Duration;
 
@@ -35,9 +35,15 @@ pub(crate) fn parse(text: &str) -> Result<Duration> {
     if text.is_empty() { Err(wrong()) } else { Ok(total) }
 }
 
-/// A moment: RFC 3339, or a length of time before now.
+/// A plain number from here on is a moment as `date +%s` prints it: nobody means thirty years ago.
+const MOMENTS: i64 = 1_000_000_000;
+
+/// A moment: RFC 3339, seconds since 1970 (with up to nine decimals, as docker takes them), or a length of time before now.
 pub(crate) fn moment(text: &str) -> Result<OffsetDateTime> {
     if let Ok(moment) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Ok(moment);
+    }
+    if let Some(moment) = since_1970(text) {
         return Ok(moment);
     }
     let before = parse(text).map_err(|_| {
@@ -45,6 +51,17 @@ pub(crate) fn moment(text: &str) -> Result<OffsetDateTime> {
     })?;
     let before = time::Duration::try_from(before).map_err(|_| anyhow!("`{text}` is too long ago"))?;
     OffsetDateTime::now_utc().checked_sub(before).ok_or_else(|| anyhow!("`{text}` is too long ago"))
+}
+
+fn since_1970(text: &str) -> Option<OffsetDateTime> {
+    let (seconds, decimals) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(seconds) || !digits(decimals) || decimals.len() > 9 {
+        return None;
+    }
+    let seconds: i64 = seconds.parse().ok().filter(|seconds| *seconds >= MOMENTS)?;
+    let nanos = format!("{decimals:0<9}").parse().ok()?;
+    OffsetDateTime::from_unix_timestamp(seconds).ok()?.checked_add(time::Duration::nanoseconds(nanos))
 }
 
 #[cfg(test)]
@@ -75,6 +92,10 @@ mod tests {
         assert_eq!(moment("2026-01-31T10:00:00Z").unwrap().unix_timestamp(), 1_769_853_600);
         let age = OffsetDateTime::now_utc() - moment("10m").unwrap();
         assert!((599..602).contains(&age.whole_seconds()));
+        assert_eq!(moment("1769853600").unwrap().unix_timestamp(), 1_769_853_600);
+        let precise = moment("1769853600.25").unwrap();
+        assert_eq!(precise.unix_timestamp_nanos(), 1_769_853_600_250_000_000);
+        assert!(OffsetDateTime::now_utc() - moment("90").unwrap() < time::Duration::seconds(100));
         assert!(moment("yesterday").unwrap_err().to_string().contains("10m for ten minutes ago"));
         assert!(moment("18446744073709551615").is_err());
     }
