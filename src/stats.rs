@@ -73,7 +73,8 @@ struct Inner {
     cache: Arc<Cache>,
     layers: Layers,
     names: Names,
-    traffic: tokio::sync::Mutex<Option<(Instant, TrafficByPod)>>,
+    /// When the counters were read, by both clocks.
+    traffic: tokio::sync::Mutex<Option<(Instant, i64, TrafficByPod)>>,
 }
 
 /// What is known of a container.
@@ -171,7 +172,7 @@ impl Stats {
 
     /// Readings of these pods and their containers, in their order.
     pub async fn pods(&self, wanted: Vec<Arc<PodSnapshot>>, depth: Depth) -> Vec<PodReading> {
-        let (at, traffic) = (crate::container::now(), self.traffic(&wanted).await);
+        let (at, traffic) = self.traffic(&wanted).await;
         let targets = wanted
             .iter()
             .flat_map(|pod| {
@@ -227,26 +228,28 @@ impl Stats {
         Some(Target { id: pod.id.clone(), path, since: pod.created_at, pid: 0 })
     }
 
-    /// Counters of interfaces, a second old at most. Whoever comes while they are read waits for the same answer.
-    async fn traffic(&self, wanted: &[Arc<PodSnapshot>]) -> TrafficByPod {
+    /// Counters of interfaces, a second old at most, and when they were read: a rate is made of both. Whoever comes while they
+    /// are read waits for the same answer.
+    async fn traffic(&self, wanted: &[Arc<PodSnapshot>]) -> (i64, TrafficByPod) {
         if wanted.iter().all(|pod| pod.netns.is_none()) {
-            return Arc::default();
+            return (crate::container::now(), Arc::default());
         }
         let mut kept = self.0.traffic.lock().await;
-        if let Some((at, traffic)) = &*kept
-            && at.elapsed() < FRESH
+        if let Some((read, at, traffic)) = &*kept
+            && read.elapsed() < FRESH
         {
-            return Arc::clone(traffic);
+            return (*at, Arc::clone(traffic));
         }
+        let at = crate::container::now();
         match self.0.networks.traffic().await {
             Ok(traffic) => {
                 let traffic = Arc::new(traffic);
-                *kept = Some((Instant::now(), Arc::clone(&traffic)));
-                traffic
+                *kept = Some((Instant::now(), at, Arc::clone(&traffic)));
+                (at, traffic)
             }
             Err(error) => {
                 tracing::warn!(error = crate::error::chain(&error), "reading interface counters");
-                Arc::default()
+                (at, Arc::default())
             }
         }
     }

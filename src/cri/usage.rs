@@ -141,6 +141,30 @@ mod tests {
 
     use super::*;
     use crate::cgroup::usage::Usage;
+    use crate::cri::fixtures;
+    use crate::stats::Depth;
+
+    #[tokio::test]
+    async fn counters_carry_the_time_they_were_read_at() {
+        let directory = tempfile::tempdir().unwrap();
+        let rooms = fixtures::rooms(directory.path());
+        let wanted = || vec![std::sync::Arc::new(fixtures::pod("aabb", "web"))];
+        let at = async || {
+            let readings = rooms.stats.pods(wanted(), Depth::Usage).await;
+            pod(&rooms.stats, readings.first().unwrap()).linux.unwrap().network.unwrap().timestamp
+        };
+        // Asked again within a second: the same counters, and so the same time.
+        loop {
+            let begin = std::time::Instant::now();
+            let times = (at().await, at().await);
+            if begin.elapsed() < std::time::Duration::from_millis(900) {
+                assert!(times.0 > 0);
+                return assert_eq!(times.0, times.1);
+            }
+            // A busy machine; what is kept is too old by then.
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+    }
 
     #[test]
     fn limits_leave_room_and_none_says_nothing() {
