@@ -15,6 +15,7 @@ use crate::trials;
 pub(crate) fn trials() -> Vec<Trial> {
     trials![
         exec_passes_input_on,
+        exec_sends_and_prints_at_once,
         exec_prints_as_it_happens,
         run_reads_until_its_input_ends,
         a_terminal_has_a_size_and_a_prompt,
@@ -134,6 +135,17 @@ async fn exec_passes_input_on(world: &mut World) {
     assert_eq!((text(&output.stdout), output.status.code()), (String::new(), Some(0)));
     let output = world.berth_reads(&["exec", "sleeper", "no-such-command"], b"");
     assert_eq!(output.status.code(), Some(127), "{}", text(&output.stderr));
+}
+
+/// A command that prints more than any buffer takes before it reads, and input of that size: who waits for the one while it
+/// does the other waits for ever.
+async fn exec_sends_and_prints_at_once(world: &mut World) {
+    const INPUT: usize = 24 << 20;
+    world.pod_with_sleeper("both").await;
+    let script = "head -c 64000000 /dev/zero; wc -c >&2";
+    let output = world.berth_reads(&["exec", "-i", "sleeper", "sh", "-c", script], &vec![b'x'; INPUT]);
+    assert_eq!((output.stdout.len(), output.status.code()), (64_000_000, Some(0)));
+    assert_eq!(text(&output.stderr).trim(), INPUT.to_string());
 }
 
 async fn exec_prints_as_it_happens(world: &mut World) {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
+use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
@@ -45,10 +46,12 @@ trait Wire: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug> Wire for T {}
 
+type Socket = WebSocketStream<Box<dyn Wire>>;
+
 /// An open session.
 #[derive(Debug)]
 pub(crate) struct Session {
-    socket: WebSocketStream<Box<dyn Wire>>,
+    socket: Socket,
     /// What came with or before the greeting.
     first: Option<Bytes>,
 }
@@ -73,58 +76,87 @@ impl Session {
     }
 
     /// Passes everything on, both ways, until the other side ends or the person detaches.
-    pub(crate) async fn attend(mut self, input: bool, terminal: Option<&Terminal>) -> Result<Outcome> {
-        let mut sizes = terminal.map(Terminal::sizes).transpose()?;
-        let mut detach = terminal.map(|_| Detach::default());
-        let mut stdin = tokio::io::stdin();
-        let (mut buffer, mut reading) = (vec![0; CHUNK], input);
-        let mut outcome = Vec::new();
-        if let Some(first) = self.first.take() {
-            show(&first, &mut outcome)?;
+    pub(crate) async fn attend(self, input: bool, terminal: Option<&Terminal>) -> Result<Outcome> {
+        let sizes = terminal.map(Terminal::sizes).transpose()?;
+        let keys = terminal.map(|_| Detach::default());
+        let (sink, messages) = self.socket.split();
+        // Beside each other: a command that prints reads on only when that is taken, and what we send waits for it to read.
+        tokio::select! {
+            outcome = printed(messages, self.first) => outcome,
+            left = typed(Typed(sink), input, sizes, keys) => left.map(|()| Outcome::Detached),
         }
-        if let Some(size) = sizes.as_ref().and_then(terminal::Sizes::now) {
-            self.send(RESIZE, size.as_bytes()).await?;
-        }
-        loop {
-            tokio::select! {
-                message = self.socket.next() => match message {
-                    Some(Ok(Message::Binary(message))) => show(&message, &mut outcome)?,
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                    Some(Ok(Message::Close(_))) | None => break,
-                    Some(Err(_)) if !outcome.is_empty() => break,
-                    Some(Ok(_)) => bail!("berthd's streaming server sent a message of an unknown kind"),
-                    Some(Err(error)) => return Err(error).context("the connection to berthd's streaming server broke"),
-                },
-                read = stdin.read(&mut buffer), if reading => {
-                    let typed = buffer.get(..read.context("reading standard input")?).unwrap_or_default();
-                    if typed.is_empty() {
-                        reading = false;
-                        self.message(&[CLOSE, STDIN]).await?;
-                        continue;
-                    }
-                    let (pass, gone) = match &mut detach {
-                        Some(keys) => keys.filter(typed),
-                        None => (typed.to_vec(), false),
-                    };
-                    if !pass.is_empty() {
-                        self.send(STDIN, &pass).await?;
-                    }
-                    if gone {
-                        return Ok(Outcome::Detached);
-                    }
-                }
-                size = next(&mut sizes) => self.send(RESIZE, size.as_bytes()).await?,
+    }
+}
+
+/// Prints what comes until the other side ends.
+async fn printed(mut messages: SplitStream<Socket>, first: Option<Bytes>) -> Result<Outcome> {
+    let mut outcome = Vec::new();
+    if let Some(first) = first {
+        show(&first, &mut outcome)?;
+    }
+    loop {
+        match messages.next().await {
+            Some(Ok(Message::Binary(message))) => show(&message, &mut outcome)?,
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            Some(Ok(Message::Close(_))) | None => break,
+            Some(Err(_)) if !outcome.is_empty() => break,
+            Some(Ok(_)) => bail!("berthd's streaming server sent a message of an unknown kind"),
+            Some(Err(error)) => {
+                return Err(error).context("the connection to berthd's streaming server broke");
             }
         }
-        Outcome::read(&outcome)
     }
+    Outcome::read(&outcome)
+}
 
+/// Sends what is typed, and the terminal's sizes. Comes back when the person detaches.
+async fn typed(
+    mut to: Typed,
+    input: bool,
+    mut sizes: Option<terminal::Sizes>,
+    mut keys: Option<Detach>,
+) -> Result<()> {
+    let mut stdin = tokio::io::stdin();
+    let (mut buffer, mut reading) = (vec![0; CHUNK], input);
+    if let Some(size) = sizes.as_ref().and_then(terminal::Sizes::now) {
+        to.send(RESIZE, size.as_bytes()).await?;
+    }
+    loop {
+        tokio::select! {
+            read = stdin.read(&mut buffer), if reading => {
+                let typed = buffer.get(..read.context("reading standard input")?).unwrap_or_default();
+                if typed.is_empty() {
+                    reading = false;
+                    to.message(&[CLOSE, STDIN]).await?;
+                    continue;
+                }
+                let (pass, gone) = match &mut keys {
+                    Some(keys) => keys.filter(typed),
+                    None => (typed.to_vec(), false),
+                };
+                if !pass.is_empty() {
+                    to.send(STDIN, &pass).await?;
+                }
+                if gone {
+                    return Ok(());
+                }
+            }
+            size = next(&mut sizes) => to.send(RESIZE, size.as_bytes()).await?,
+        }
+    }
+}
+
+/// Our direction of the connection.
+#[derive(Debug)]
+struct Typed(SplitSink<Socket, Message>);
+
+impl Typed {
     async fn send(&mut self, channel: u8, data: &[u8]) -> Result<()> {
         self.message(&[&[channel], data].concat()).await
     }
 
     async fn message(&mut self, message: &[u8]) -> Result<()> {
-        match self.socket.send(Message::binary(Bytes::copy_from_slice(message))).await {
+        match self.0.send(Message::binary(Bytes::copy_from_slice(message))).await {
             // The other side has ended: what it said last is still to be read.
             Err(
                 WebSocketError::ConnectionClosed
@@ -141,7 +173,7 @@ impl Session {
     }
 }
 
-async fn connect(url: &str) -> Result<WebSocketStream<Box<dyn Wire>>> {
+async fn connect(url: &str) -> Result<Socket> {
     let (by_tls, rest) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
         (Some(rest), _) => (false, rest),
         (_, Some(rest)) => (true, rest),
