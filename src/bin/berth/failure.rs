@@ -1,10 +1,12 @@
 //! Errors as a person meets them: one line that says what to do, and an exit code.
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::anyhow;
 use tonic::{Code, Response, Status};
+
+use crate::output;
 
 /// It failed.
 const GENERAL: u8 = 1;
@@ -14,8 +16,10 @@ pub(crate) const DAEMON: u8 = 125;
 pub(crate) const NOT_EXECUTABLE: u8 = 126;
 /// `run` and `exec`: there is no such command.
 pub(crate) const NO_COMMAND: u8 = 127;
-/// What a shell shows for a program that SIGPIPE ended.
-const BROKEN_PIPE: u8 = 141;
+/// What a shell shows for a program that a signal ended: this and the signal's number.
+pub(crate) const SIGNALLED: u8 = 128;
+/// The same for SIGPIPE.
+const BROKEN_PIPE: u8 = SIGNALLED + 13;
 
 /// What the daemon answered instead of doing it.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +115,7 @@ pub(crate) fn start_failure_code(message: &str) -> u8 {
 /// Several things were asked for and some failed: each error was printed already.
 pub(crate) fn summary(failed: Vec<anyhow::Error>) -> anyhow::Result<u8> {
     for error in &failed {
-        eprintln!("{}", line(error));
+        say(&format!("{error:#}"));
     }
     Ok(if failed.is_empty() { 0 } else { GENERAL })
 }
@@ -121,7 +125,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if is_broken_pipe(error) {
         return ExitCode::from(BROKEN_PIPE);
     }
-    eprintln!("{}", line(error));
+    say(&format!("{error:#}"));
     ExitCode::from(error.downcast_ref::<Coded>().map_or(GENERAL, |coded| coded.code))
 }
 
@@ -132,11 +136,15 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// The whole chain of causes in one line.
-fn line(error: &anyhow::Error) -> String {
-    let text = format!("{error:#}");
-    let words: Vec<&str> = text.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty()).collect();
-    format!("berth: {}", words.join(" "))
+/// Says something to the person, on standard error, in our name. Nobody may be there to read it.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "berth: {}", line(text));
+}
+
+/// All of it in one line. What the daemon says holds names of containers and commands: they must not speak to the terminal.
+fn line(text: &str) -> String {
+    let parts: Vec<&str> = text.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty()).collect();
+    output::plain(&parts.join(" "))
 }
 
 #[cfg(test)]
@@ -148,7 +156,13 @@ mod tests {
     #[test]
     fn errors_are_one_line() {
         let error = anyhow!("first\nsecond").context("pulling nginx");
-        assert_eq!(line(&error), "berth: pulling nginx: first second");
+        assert_eq!(line(&format!("{error:#}")), "pulling nginx: first second");
+    }
+
+    #[test]
+    fn names_in_errors_do_not_speak_to_the_terminal() {
+        let error = anyhow!("exec: \"\u{1b}]0;mine\u{7}\": not found").context("starting web");
+        assert_eq!(line(&format!("{error:#}")), "starting web: exec: \"?]0;mine?\": not found");
     }
 
     #[test]
@@ -169,7 +183,7 @@ mod tests {
         let result: anyhow::Result<()> = Err(anyhow!("x")).or_exit(127).or_exit(125);
         let error = result.err().unwrap_or_else(|| anyhow!("none"));
         assert_eq!(error.downcast_ref::<Coded>().map(|coded| coded.code), Some(127));
-        assert_eq!(line(&error), "berth: x", "said once");
+        assert_eq!(line(&format!("{error:#}")), "x", "said once");
     }
 
     #[test]

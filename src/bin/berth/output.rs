@@ -27,6 +27,11 @@ pub(crate) fn print_json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()>
     Ok(print(&text)?)
 }
 
+/// What comes from outside (names, messages), made fit for a terminal: it must not move the cursor or break the line.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(|char| if char.is_control() { '?' } else { char }).collect()
+}
+
 /// Whether standard output takes colours.
 pub(crate) fn colours() -> bool {
     // https://no-color.org: present and not empty.

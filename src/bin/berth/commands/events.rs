@@ -94,8 +94,7 @@ impl Event {
             let reason = if self.reason.is_empty() { String::new() } else { format!(", {}", self.reason) };
             line.push_str(&format!(" (exit code {code}{reason})"));
         }
-        // Names come from outside: they must not move the cursor.
-        line.chars().map(|char| if char.is_control() { '?' } else { char }).collect()
+        output::plain(&line)
     }
 
     fn json(&self) -> serde_json::Value {

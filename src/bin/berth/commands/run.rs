@@ -173,7 +173,7 @@ impl Run {
             (Err(_), false) => Ok(()),
         };
         if let Err(error) = tidied {
-            eprintln!("berth: tidying up after {}: {error:#}", launched.name);
+            failure::say(&format!("tidying up after {}: {error:#}", launched.name));
         }
         match outcome.or_exit(failure::DAEMON)? {
             attend::Ending::Exited(code) => Ok(code),
@@ -287,7 +287,7 @@ impl Run {
             Ok(()) => Ok(launched),
             Err(error) => {
                 if let Err(error) = remove(client, &launched).await {
-                    eprintln!("berth: tidying up after {}: {error:#}", launched.name);
+                    failure::say(&format!("tidying up after {}: {error:#}", launched.name));
                 }
                 Err(error)
             }
@@ -354,7 +354,7 @@ pub(crate) async fn remove_volumes(client: &mut Client, names: &[String]) {
         let request = RemoveVolumeRequest { name: name.clone() };
         match client.volumes.remove_volume(request).await.answer() {
             Ok(_) | Err(Refusal { code: tonic::Code::NotFound, .. }) => {}
-            Err(refusal) => eprintln!("berth: removing volume {name}: {refusal}"),
+            Err(refusal) => failure::say(&format!("removing volume {name}: {refusal}")),
         }
     }
 }

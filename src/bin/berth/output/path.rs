@@ -4,6 +4,8 @@
 //! fine. With braces, text around paths stays: `{.id} {.status.state}`; `\n` and `\t` are what they are in C. Text is printed bare,
 //! everything else as JSON; what `[*]` finds several times is parted by blanks.
 
+use std::io::IsTerminal;
+
 use anyhow::{Result, anyhow, bail};
 use serde_json::Value;
 
@@ -54,8 +56,17 @@ impl Template {
         Ok(Self(pieces))
     }
 
-    /// The format with a value's parts in it.
+    /// The format with a value's parts in it; on a terminal fit for one.
     pub(crate) fn apply(&self, value: &Value) -> Result<String> {
+        self.fill(value, std::io::stdout().is_terminal())
+    }
+
+    /// `for_terminal`: text of the value does not speak to the terminal. What the format itself says does.
+    fn fill(&self, value: &Value, for_terminal: bool) -> Result<String> {
+        let shown = |value: &Value| match shown(value) {
+            text if for_terminal => super::plain(&text),
+            text => text,
+        };
         let mut text = String::new();
         for piece in &self.0 {
             match piece {
@@ -248,6 +259,14 @@ mod tests {
             assert_eq!(of(format).unwrap(), expected, "{format}");
         }
         assert!(of("$").unwrap().starts_with('{') && of(".").unwrap().starts_with('{'));
+    }
+
+    #[test]
+    fn values_do_not_speak_to_a_terminal() {
+        let value = json!({"name": "a\u{1b}]0;title\u{7}b"});
+        let format = Template::parse("{.name}\\n\u{1b}[0m").unwrap();
+        assert_eq!(format.fill(&value, true).unwrap(), "a?]0;title?b\n\u{1b}[0m");
+        assert_eq!(format.fill(&value, false).unwrap(), "a\u{1b}]0;title\u{7}b\n\u{1b}[0m");
     }
 
     #[test]

@@ -24,9 +24,7 @@ pub(crate) struct Cell {
 impl Cell {
     /// A cell with a tone.
     pub(crate) fn toned(text: impl Into<String>, tone: Tone) -> Self {
-        // What comes from outside (names, messages) must not move the cursor or break the line.
-        let text = text.into().chars().map(|char| if char.is_control() { '?' } else { char }).collect();
-        Self { text, tone }
+        Self { text: super::plain(&text.into()), tone }
     }
 }
 

@@ -7,6 +7,8 @@ use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::failure;
+
 /// A terminal in raw mode: every key goes to the program, Ctrl-C too. Dropping it gives the terminal back as it was.
 #[derive(Debug)]
 pub(crate) struct Terminal {
@@ -37,7 +39,7 @@ impl Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         if let Err(error) = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.before) {
-            eprintln!("berth: giving the terminal back: {error}; `reset` mends it");
+            failure::say(&format!("giving the terminal back: {error}; `reset` mends it"));
         }
     }
 }

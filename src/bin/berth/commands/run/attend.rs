@@ -16,6 +16,7 @@ use super::{Launched, log_dir};
 use crate::client::Client;
 use crate::commands::attach;
 use crate::commands::exec::exit_code;
+use crate::failure;
 use crate::logs::follow::Start;
 use crate::logs::{self, print::Printer};
 use crate::session::{Outcome, Session};
@@ -130,7 +131,7 @@ pub(crate) async fn until_ended(
         Watched::Ended(Some(status)) => status,
     };
     if let Some(remark) = remark(&launched.name, &status) {
-        eprintln!("berth: {remark}");
+        failure::say(&remark);
     }
     Ok(Ending::Exited(exit_code(status.exit_code)))
 }
@@ -154,7 +155,7 @@ async fn at_streams(
         Outcome::Failed(message) => return Err(anyhow!(message).context("attaching")),
         // A daemon that restarts takes the session along, not the container: its end is waited for all the same.
         Outcome::Lost => {
-            eprintln!("berth: the connection was lost; `berth attach {}` attaches again", launched.name)
+            failure::say(&format!("the connection was lost; `berth attach {}` attaches again", launched.name))
         }
         Outcome::Done | Outcome::Exit(_) => {}
     }
