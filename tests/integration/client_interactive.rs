@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{LocalFlags, tcgetattr};
+use nix::unistd::Pid;
 
 use crate::support::World;
 use crate::support::runtime::binaries;
@@ -21,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_terminal_has_a_size_and_a_prompt,
         attach_sees_and_types,
         two_keys_leave,
+        a_signal_gives_the_terminal_back,
         a_terminal_is_asked_for_without_one,
     ]
 }
@@ -97,7 +101,21 @@ impl OnTerminal {
         self.seen = self.seen.split_once(text).unwrap().1.to_owned();
     }
 
-    fn ends_with(mut self, code: i32) {
+    fn is_sent(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// What the terminal does by itself: shows what is typed, hands it on by the line.
+    fn does(&self) -> LocalFlags {
+        tcgetattr(&self.screen).unwrap().local_flags & (LocalFlags::ECHO | LocalFlags::ICANON)
+    }
+
+    fn ends_with(self, code: i32) {
+        self.ended_with(code);
+    }
+
+    /// The same, and the terminal is still there to look at.
+    fn ended_with(mut self, code: i32) -> Self {
         let end = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -107,6 +125,7 @@ impl OnTerminal {
             std::thread::sleep(Duration::from_millis(10));
         };
         assert_eq!(status.code(), Some(code), "{:?}", self.seen);
+        self
     }
 }
 
@@ -240,6 +259,22 @@ async fn two_keys_leave(world: &mut World) {
     let removed = world.berth_reads(&["rm", "--force", "left"], b"");
     assert!(removed.status.success(), "{}", text(&removed.stderr));
     world.no_leaks();
+}
+
+async fn a_signal_gives_the_terminal_back(world: &mut World) {
+    let usual = LocalFlags::ECHO | LocalFlags::ICANON;
+    world.pod_with_sleeper("restored").await;
+    let mut person = world.berth_on_terminal(&["exec", "-it", "sleeper", "sh"]);
+    person.sees("# ");
+    assert_eq!(person.does(), LocalFlags::empty());
+    person.is_sent(Signal::SIGTERM);
+    assert_eq!(person.ended_with(143).does(), usual);
+    // A password that somebody begins to type, and thinks better of it.
+    let mut person = world.berth_on_terminal(&["login", "--username", "somebody", "registry.example"]);
+    person.sees("Password: ");
+    assert_eq!(person.does(), LocalFlags::ICANON);
+    person.is_sent(Signal::SIGINT);
+    assert_eq!(person.ended_with(130).does(), usual);
 }
 
 async fn a_terminal_is_asked_for_without_one(world: &mut World) {

@@ -53,7 +53,12 @@ impl Attach {
             terminal::check().context("this container has a terminal; --no-stdin only watches it")?;
         }
         let session = open(&mut client, &id, made).await.with_context(|| format!("attaching to {name}"))?;
-        match attend(session, made).await? {
+        let attended = attend(session, made);
+        let outcome = match made.tty && made.stdin {
+            true => terminal::unless_signalled(attended).await?,
+            false => attended.await?,
+        };
+        match outcome {
             Outcome::Detached => Ok(0),
             Outcome::Failed(message) => Err(anyhow!(message).context(format!("attaching to {name}"))),
             Outcome::Done | Outcome::Exit(_) | Outcome::Lost => ended(&mut client, &id, &name).await,

@@ -83,7 +83,11 @@ impl Exec {
         let url = answer.with_context(|| format!("executing in {name}")).or_exit(failure::DAEMON)?.url;
         let session = Session::open(&url).await.or_exit(failure::DAEMON)?;
         let terminal = self.tty.then(terminal::Terminal::take).transpose()?;
-        let outcome = session.attend(self.interactive, terminal.as_ref()).await;
+        let attended = session.attend(self.interactive, terminal.as_ref());
+        let outcome = match &terminal {
+            Some(_) => terminal::unless_signalled(attended).await,
+            None => attended.await,
+        };
         drop(terminal);
         match outcome.or_exit(failure::DAEMON)? {
             Outcome::Done | Outcome::Detached => Ok(0),

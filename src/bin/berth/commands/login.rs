@@ -11,7 +11,7 @@ use crate::client::Client;
 use crate::credentials::{self, Place};
 use crate::failure::Answer;
 use crate::output;
-use crate::session::terminal::Quiet;
+use crate::session::terminal::{self, Quiet};
 
 /// Longest password.
 const LONGEST: u64 = 64 << 10;
@@ -34,7 +34,7 @@ impl Login {
     /// Has the daemon ask the registry, and keeps what it took.
     pub(crate) async fn execute(self, address: &str) -> Result<u8> {
         let registry = credentials::registry(&self.registry)?;
-        let (username, password) = self.read(&registry)?;
+        let (username, password) = self.read(&registry).await?;
         let mut client = Client::connect(address).await?;
         let auth = AuthConfig {
             username: username.clone(),
@@ -57,7 +57,7 @@ impl Login {
         Ok(0)
     }
 
-    fn read(&self, registry: &str) -> Result<(String, String)> {
+    async fn read(&self, registry: &str) -> Result<(String, String)> {
         let terminal = io::stdin().is_terminal();
         let username = match &self.username {
             Some(username) => username.clone(),
@@ -72,8 +72,7 @@ impl Login {
             io::stdin().take(LONGEST + 1).read_to_string(&mut text).context("reading the password")?;
             text.trim_end_matches(['\n', '\r']).to_owned()
         } else if terminal {
-            let _quiet = Quiet::new()?;
-            ask("Password: ")?
+            secret().await?
         } else {
             bail!("which password? send it with --password-stdin, or run this in a terminal");
         };
@@ -82,6 +81,20 @@ impl Login {
         }
         Ok((username, password))
     }
+}
+
+/// The password. Whoever thinks better of it (Ctrl-C) has a terminal again that shows what is typed.
+async fn secret() -> Result<String> {
+    let quiet = Quiet::new()?;
+    // Asked only once signals are listened for.
+    let asked = async { tokio::task::spawn_blocking(|| ask("Password: ")).await? };
+    let answer = terminal::unless_signalled(asked).await;
+    drop(quiet);
+    if answer.is_err() {
+        // The question's line has no end yet.
+        let _ = writeln!(io::stderr());
+    }
+    answer
 }
 
 fn ask(question: &str) -> Result<String> {

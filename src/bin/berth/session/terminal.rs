@@ -1,13 +1,14 @@
 //! Our own terminal while it belongs to a program elsewhere.
 
+use std::future::Future;
 use std::io::{self, IsTerminal};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::failure;
+use crate::failure::{self, ExitCodeExt};
 
 /// A terminal in raw mode: every key goes to the program, Ctrl-C too. Dropping it gives the terminal back as it was.
 #[derive(Debug)]
@@ -67,6 +68,24 @@ impl Drop for Quiet {
     fn drop(&mut self) {
         let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
     }
+}
+
+/// What `work` comes to. A signal that would end this program drops it instead, so that a terminal that it holds is given
+/// back; the error then has the exit code that shells show for the signal.
+pub(crate) async fn unless_signalled<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let listen = |kind| signal(kind).context("listening for signals");
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut quit = listen(SignalKind::quit())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    let (name, number) = tokio::select! {
+        outcome = work => return outcome,
+        _ = interrupt.recv() => ("SIGINT", 2),
+        _ = quit.recv() => ("SIGQUIT", 3),
+        _ = terminate.recv() => ("SIGTERM", 15),
+        _ = hangup.recv() => ("SIGHUP", 1),
+    };
+    Err(anyhow!("ended by {name}")).or_exit(failure::SIGNALLED + number)
 }
 
 /// Whether a terminal can be had.
