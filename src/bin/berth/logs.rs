@@ -6,7 +6,7 @@ pub(crate) mod line;
 pub(crate) mod print;
 pub(crate) mod tail;
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ use crate::failure::{Answer, Refusal};
 /// How often the file is looked at for new lines. A poll of one file costs a read and a stat; inotify instances are
 /// scarce on nodes (128 by default), and silent on some file systems.
 const POLL: Duration = Duration::from_millis(50);
+/// Bytes that are written at once.
+const BUFFER: usize = 64 << 10;
 /// How long the daemon may be away (it restarts; containers do not notice) before that is an error.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -70,7 +72,9 @@ pub(crate) fn print_new(
     printer: &mut print::Printer,
     last: bool,
 ) -> Result<bool> {
-    let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+    // By itself standard output makes a system call of every line.
+    let mut out = BufWriter::with_capacity(BUFFER, io::stdout().lock());
+    let mut err = io::stderr().lock();
     let mut moved = false;
     let mut write = |line: &[u8]| -> io::Result<()> {
         moved = true;

@@ -34,7 +34,11 @@ impl Printer {
         }
         let (sink, within): (&mut dyn Write, &mut bool) = match line.stream {
             Stream::Stdout => (out, &mut self.within_stdout),
-            Stream::Stderr => (err, &mut self.within_stderr),
+            Stream::Stderr => {
+                // Both may be one terminal: what was written first stands first.
+                out.flush()?;
+                (err, &mut self.within_stderr)
+            }
         };
         if self.timestamps && !*within {
             sink.write_all(line.time.as_bytes())?;
@@ -76,6 +80,32 @@ mod tests {
     fn parts_are_joined_and_streams_kept_apart() {
         let (out, err) = printed(&mut Printer::default(), &LINES);
         assert_eq!((out.as_str(), err.as_str()), ("one line\n\nnot ours\n", "oops\n"));
+    }
+
+    #[derive(Clone, Default)]
+    struct Screen(std::rc::Rc<std::cell::RefCell<Vec<u8>>>);
+
+    impl Write for Screen {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.borrow_mut().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn one_screen_shows_both_in_their_order() {
+        let screen = Screen::default();
+        let (mut out, mut err) = (io::BufWriter::new(screen.clone()), screen.clone());
+        let mut printer = Printer::default();
+        for (stream, text) in [("stdout", "a"), ("stderr", "b"), ("stdout", "c")] {
+            let line = format!("2026-01-01T00:00:01Z {stream} F {text}");
+            printer.print(line.as_bytes(), &mut out, &mut err).unwrap();
+        }
+        out.flush().unwrap();
+        assert_eq!(screen.0.borrow().as_slice(), b"a\nb\nc\n");
     }
 
     #[test]
