@@ -18,7 +18,7 @@ use crate::config::Runtime;
 use crate::container::Restores;
 
 /// How long a program may take: some start a virtual machine's tools first.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+const ANSWER_MAX: Duration = if cfg!(test) { Duration::from_secs(4) } else { Duration::from_secs(10) };
 /// The longest answer; runc's has 4 KiB.
 const LENGTH_MAX: u64 = 1 << 20;
 
@@ -127,9 +127,11 @@ fn run(program: &Path, argument: &str) -> Result<Vec<u8>, String> {
         .spawn()
         .map_err(failed)?;
     let stdout = child.stdout.take();
-    let reading = std::thread::spawn(move || {
+    let (sender, reading) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || {
         let mut output = Vec::new();
-        stdout.map_or(Ok(0), |stdout| stdout.take(LENGTH_MAX).read_to_end(&mut output)).map(|_| output)
+        let read = stdout.map_or(Ok(0), |stdout| stdout.take(LENGTH_MAX).read_to_end(&mut output));
+        let _ = sender.send(read.map(|_| output));
     });
     let deadline = Instant::now() + ANSWER_MAX;
     let status = loop {
@@ -143,7 +145,10 @@ fn run(program: &Path, argument: &str) -> Result<Vec<u8>, String> {
             None => std::thread::sleep(Duration::from_millis(2)),
         }
     };
-    let output = reading.join().unwrap_or_else(|_| Ok(Vec::new())).map_err(failed)?;
+    // It may have left somebody behind who holds its output open, for as long as he lives.
+    let rest = deadline.saturating_duration_since(Instant::now());
+    let output = reading.recv_timeout(rest).map_err(|_| failed(io::ErrorKind::TimedOut.into()))?;
+    let output = output.map_err(failed)?;
     if status.success() { Ok(output) } else { Err(format!("{} {argument}: {status}", program.display())) }
 }
 
@@ -209,6 +214,11 @@ mod tests {
         let said = |error: String| error;
         assert!(features(&silent).map_err(said).unwrap_err().contains("silent features: exit status: 1"));
         assert!(info(&good).is_err());
+        let forks = script("forks", &format!("sleep 20 & echo '{}'", document()));
+        assert!(
+            features(&forks).map_err(said).unwrap_err().contains("timed out"),
+            "who is left behind is not waited for"
+        );
         let odd = script("odd", "echo no json");
         assert!(features(&odd).is_err());
         let runtimes = BTreeMap::from([
