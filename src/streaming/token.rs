@@ -36,9 +36,8 @@ impl<T> Tokens<T> {
         let token = URL_SAFE_NO_PAD.encode(bytes);
         let now = Instant::now();
         let mut waiting = self.waiting.lock();
-        if waiting.len() >= WAITING_MAX {
-            waiting.retain(|_, (_, end)| *end > now);
-        }
+        // What nobody came for holds a whole request each.
+        waiting.retain(|_, (_, end)| *end > now);
         if waiting.len() >= WAITING_MAX {
             return Err(Error::TooManyWaiting(WAITING_MAX));
         }
@@ -71,6 +70,16 @@ mod tests {
         assert_eq!(tokens.take(&a), None);
         std::thread::sleep(SHORT);
         assert_eq!(tokens.take(&b), None);
+    }
+
+    #[test]
+    fn what_nobody_came_for_is_not_kept() {
+        let tokens = Tokens::new(SHORT);
+        tokens.insert('a').unwrap();
+        tokens.insert('b').unwrap();
+        std::thread::sleep(SHORT);
+        tokens.insert('c').unwrap();
+        assert_eq!(tokens.waiting.lock().len(), 1);
     }
 
     #[test]
