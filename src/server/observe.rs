@@ -18,6 +18,7 @@ use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use prometheus::{Encoder, Registry, TextEncoder};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
@@ -49,6 +50,8 @@ pub(super) struct Observer(Arc<Inner>);
 struct Inner {
     registry: Registry,
     gauges: Gauges,
+    /// Held for a scrape: what it reads off the rooms is part of its answer, and no other's.
+    scraping: Mutex<()>,
     pods: Pods,
     watchdog: Watchdog,
 }
@@ -70,7 +73,7 @@ impl Observer {
         let gauges = Gauges::new(&registry, rooms)?;
         tokio::spawn(oom::count(rooms.pods.clone(), oom::counter(&registry)?));
         let (pods, watchdog) = (rooms.pods.clone(), rooms.watchdog.clone());
-        Ok(Self(Arc::new(Inner { registry, gauges, pods, watchdog })))
+        Ok(Self(Arc::new(Inner { registry, gauges, scraping: Mutex::default(), pods, watchdog })))
     }
 
     /// Listens, and serves until `stop`. A unix socket is as the CRI's: mode 0660, group `gid`.
@@ -163,6 +166,7 @@ impl Observer {
     }
 
     fn written(&self) -> Result<String, String> {
+        let _one = self.0.scraping.lock();
         self.0.gauges.refresh();
         let text = TextEncoder::new().encode_to_string(&self.0.registry.gather());
         text.map_err(|error| format!("writing the metrics: {error}"))
@@ -211,6 +215,27 @@ mod tests {
     use super::*;
     use crate::cri::fixtures;
     use crate::meter::Meter;
+
+    /// Two who scrape at once, as a pair of Prometheus servers does.
+    #[tokio::test]
+    async fn scrapes_do_not_take_each_others_figures_away() {
+        let registry = Registry::new();
+        let directory = tempfile::tempdir().unwrap();
+        let rooms = fixtures::rooms(directory.path());
+        let observer = Observer::new(registry, &rooms).unwrap();
+        let all = |text: &str| text.lines().filter(|line| line.starts_with("berth_network_")).count();
+        let expected = all(&observer.written().unwrap());
+        assert!(expected > 2, "{expected}");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        assert_eq!(all(&observer.written().unwrap()), expected);
+                    }
+                });
+            }
+        });
+    }
 
     /// `docs/metrics.md` lists what is registered, no more and no less, and each with its labels.
     #[tokio::test]
