@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_cni::{Controller, Traffic};
+use tokio::sync::Semaphore;
 
 use crate::cgroup::{Mode, Naming};
 use crate::container::{ContainerSnapshot, ContainerState};
@@ -73,6 +74,8 @@ struct Inner {
     cache: Arc<Cache>,
     layers: Layers,
     names: Names,
+    /// Held by who looks at the file system.
+    turn: Arc<Semaphore>,
     /// When the counters were read, by both clocks.
     traffic: tokio::sync::Mutex<Option<(Instant, i64, TrafficByPod)>>,
 }
@@ -109,8 +112,8 @@ impl Stats {
         let Options { pods, networks, naming, mode, filesystem } = options;
         let (cache, layers) = (Arc::new(Cache::new(mode)), Layers::start());
         let traffic = tokio::sync::Mutex::default();
-        let names = Names::default();
-        Self(Arc::new(Inner { pods, networks, naming, filesystem, cache, layers, names, traffic }))
+        let (names, turn) = (Names::default(), Arc::new(Semaphore::new(1)));
+        Self(Arc::new(Inner { pods, networks, naming, filesystem, cache, layers, names, turn, traffic }))
     }
 
     /// The file system that writable layers are on.
@@ -121,9 +124,8 @@ impl Stats {
     /// That file system as a whole; nothing is known of it when its disk does not answer.
     pub async fn disk(&self) -> Disk {
         let inner = Arc::clone(&self.0);
-        let look = tokio::task::spawn_blocking(move || inner.names.disk(&inner.filesystem));
-        let look = tokio::time::timeout(FRESH, look).await;
-        look.ok().and_then(Result::ok).flatten().unwrap_or_default()
+        let look = disk::look(&self.0.turn, FRESH, move || inner.names.disk(&inner.filesystem));
+        look.await.flatten().unwrap_or_default()
     }
 
     /// The name of a block device, by major and minor number.

@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 /// A file system as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,6 +19,24 @@ pub struct Disk {
     pub inodes: u64,
     /// Inodes that are free.
     pub inodes_free: u64,
+}
+
+/// Takes the turn for a look, on a thread that may block. `None` when that takes longer than `limit`: a disk that does not answer
+/// keeps its turn, and with it one thread, however often somebody asks.
+pub(super) async fn look<T: Send + 'static>(
+    turn: &Arc<Semaphore>,
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let looking = async {
+        let turn = Arc::clone(turn).acquire_owned().await.ok()?;
+        let looking = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        });
+        looking.await.ok()
+    };
+    tokio::time::timeout(limit, looking).await.ok().flatten()
 }
 
 /// Names of devices that were looked up.
@@ -67,7 +88,33 @@ fn source(mounts: &str, (major, minor): (u32, u32)) -> Option<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_keeps_one_thread() {
+        let (turn, begun) = (Arc::new(Semaphore::new(1)), Arc::new(AtomicUsize::new(0)));
+        let (answer, hangs) = std::sync::mpsc::channel::<()>();
+        let hangs = Arc::new(Mutex::new(hangs));
+        let work = || {
+            let (begun, hangs) = (Arc::clone(&begun), Arc::clone(&hangs));
+            move || {
+                begun.fetch_add(1, Ordering::Relaxed);
+                hangs.lock().recv().is_ok()
+            }
+        };
+        for _ in 0..3 {
+            assert_eq!(look(&turn, Duration::from_millis(100), work()).await, None);
+        }
+        while begun.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(begun.load(Ordering::Relaxed), 1);
+        answer.send(()).unwrap();
+        answer.send(()).unwrap();
+        assert_eq!(look(&turn, Duration::from_secs(10), work()).await, Some(true));
+    }
 
     #[test]
     fn devices_have_names() {
