@@ -141,15 +141,29 @@ fn up(message: &mut LinkMessage) {
     message.header.change_mask = LinkFlags::Up;
 }
 
-/// Creates a bridge; one that is there is taken as it is.
+/// Creates a bridge; one that is there is taken as it is, but for the MTU. That is set when the bridge is there already: one that
+/// it is born with holds until its ports come and go, and with the last of them the bridge would fall back to 1500.
 pub(crate) fn create_bridge(socket: &mut Socket, name: &str, mac: [u8; 6], mtu: u32) -> io::Result<()> {
     let mut message = named(name);
     message.attributes.push(LinkAttribute::Address(mac.to_vec()));
-    message.attributes.push(LinkAttribute::Mtu(mtu));
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
     let mut messages = Messages::new();
     messages.push_typed(NEWLINK, CREATE, &message);
+    push_mtu(&mut messages, name, mtu);
     socket.exchange(messages)?.iter().try_for_each(|reply| reply.accept(&[Errno::EEXIST]))
+}
+
+fn push_mtu(messages: &mut Messages, name: &str, mtu: u32) {
+    let mut message = named(name);
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    messages.push_typed(NEWLINK, 0, &message);
+}
+
+/// Gives a link another MTU.
+pub(crate) fn set_mtu(socket: &mut Socket, name: &str, mtu: u32) -> io::Result<()> {
+    let mut messages = Messages::new();
+    push_mtu(&mut messages, name, mtu);
+    socket.exchange(messages)?.iter().try_for_each(|reply| reply.accept(&[]))
 }
 
 /// Sets a link up; loopback too.

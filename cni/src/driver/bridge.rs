@@ -100,6 +100,11 @@ impl Driver for Bridge {
             let reason = format!("an interface of that name exists and is a {:?}", bridge.kind);
             return Err(Error::invalid("bridge", &self.options.bridge, reason));
         }
+        // Ours keeps up with what is asked for; what the route out had when it was made is not asked for again.
+        let wanted = self.options.mtu;
+        if wanted != 0 && bridge.mtu != wanted && bridge.mac == self.mac(context.prefix) {
+            link::set_mtu(socket, &self.options.bridge, wanted).map_err(self.failed("setting the MTU of"))?;
+        }
         self.parameters()?;
         let mut messages = Messages::new();
         for pool in pools {

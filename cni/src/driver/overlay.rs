@@ -56,7 +56,11 @@ impl Overlay {
                 return Err(Error::invalid("vxlan", name, reason));
             }
             if vxlan::config(socket, name).map_err(self.failed("looking at"))?.as_ref() == Some(config) {
-                return Ok(());
+                // The underlay's may be another now.
+                return match present.mtu == mtu {
+                    true => Ok(()),
+                    false => link::set_mtu(socket, name, mtu).map_err(self.failed("setting the MTU of")),
+                };
             }
             link::delete(socket, name).map_err(self.failed("replacing"))?;
         }

@@ -7,5 +7,6 @@ mod lifecycle;
 mod limits;
 mod names;
 mod recovery;
+mod settings;
 mod subnets;
 mod traffic;
