@@ -78,7 +78,7 @@ pub struct Options {
     pub interface_prefix: String,
     /// Name of the default network.
     pub network: String,
-    /// The default network; `None`: there is none.
+    /// The default network; `None`: there is none. On a kernel without IPv6 it has its IPv4 subnet only.
     pub bridge: Option<BridgeOptions>,
     /// How this host takes part in overlays; `None`: it does not.
     pub overlay: Option<crate::overlay::Options>,
@@ -168,6 +168,7 @@ impl Controller {
     /// # Errors
     /// Options that make no sense, a record file that can't be opened (or is open in another process), a refusal of the kernel.
     pub fn open(options: Options) -> Result<Self> {
+        let options = Options { bridge: options.bridge.map(networks::possible), ..options };
         options.check()?;
         let workers = Workers::start()?;
         let mut kernel = Kernel::open().map_err(Error::kernel("opening netlink sockets"))?;

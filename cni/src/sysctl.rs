@@ -23,6 +23,11 @@ pub(crate) fn get(name: &str) -> Option<String> {
     fs::read_to_string(format!("/proc/sys/net/{name}")).ok().map(|value| value.trim().to_owned())
 }
 
+/// Whether the kernel has IPv6 at all: `ipv6.disable=1` leaves it out.
+pub(crate) fn has_ipv6() -> bool {
+    PathBuf::from("/proc/sys/net/ipv6/conf").exists()
+}
+
 /// Lets the host forward. With IPv6 forwarding on, the kernel ignores router advertisements on interfaces that accept them only
 /// as a host (`accept_ra` 1): those are set to 2 first, or the host would lose its own default route.
 pub(crate) fn enable_forwarding(v4: bool, v6: bool) -> Result<()> {

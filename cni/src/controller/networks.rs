@@ -15,15 +15,28 @@ use crate::{
     error::{Error, Result},
     firewall::network_elements,
     link,
-    model::{Network, NetworkDriver, ParentOptions},
+    model::{BridgeOptions, Network, NetworkDriver, ParentOptions, SubnetOptions},
     names::{check_interface, check_name},
     nft::Element,
     store::{commit, decode, encode},
+    sysctl,
     worker::Kernel,
 };
 
 /// The smallest MTU IPv6 works with, and the largest an interface takes.
 const MTU: std::ops::RangeInclusive<u32> = 1280..=65_535;
+
+/// The default network as this kernel can have it: its IPv6 subnet is there unless somebody says otherwise, and is no reason not
+/// to start where the kernel has none.
+pub(super) fn possible(mut bridge: BridgeOptions) -> BridgeOptions {
+    let v4 = |options: &SubnetOptions| options.subnet.is_ipv4();
+    let dual = bridge.subnets.iter().any(v4) && !bridge.subnets.iter().all(v4);
+    if dual && !sysctl::has_ipv6() {
+        tracing::warn!(bridge = bridge.bridge, "the kernel has no IPv6: the default network has IPv4 only");
+        bridge.subnets.retain(v4);
+    }
+    bridge
+}
 
 impl Active {
     /// What it puts into the firewall's sets.

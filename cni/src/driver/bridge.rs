@@ -69,9 +69,13 @@ impl Bridge {
         [0x02, a, b, c, d, e]
     }
 
-    /// Parameters of the bridge: no router advertisements (a pod could send one), and 127.0.0.1 as a source for host ports.
+    /// Parameters of the bridge: no router advertisements (a pod could send one), 127.0.0.1 as a source for host ports, and IPv6
+    /// where the network has it: hosts may have turned that off for all interfaces to come.
     fn parameters(&self) -> Result<()> {
         let bridge = &self.options.bridge;
+        if self.options.subnets.iter().any(|subnet| subnet.subnet.is_ipv6()) {
+            sysctl::set(&format!("ipv6/conf/{bridge}/disable_ipv6"), "0")?;
+        }
         sysctl::set(&format!("ipv6/conf/{bridge}/accept_ra"), "0")?;
         sysctl::set(&format!("ipv4/conf/{bridge}/route_localnet"), "1")?;
         let family = |v4: bool| self.options.subnets.iter().any(|subnet| subnet.subnet.is_ipv4() == v4);
