@@ -6,6 +6,7 @@
 //! those that lead to the host itself. Others with the same port (a pod asking a name server out there) are left alone.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, UdpSocket},
 };
@@ -15,6 +16,7 @@ use nix::errno::Errno;
 use crate::{
     model::{Endpoint, Protocol},
     netlink::{Attributes, Messages, Socket, attribute, flags},
+    ports::published,
 };
 
 const SUBSYSTEM: u16 = 1 << 8;
@@ -34,33 +36,55 @@ const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
-/// Compare protocol number and destination port.
-const BY_PROTOCOL_AND_PORT: u32 = 1 << 3 | 1 << 5;
+/// What is compared: the protocol's number, the destination port.
+const BY_PROTOCOL: u32 = 1 << 3;
+const BY_PORT: u32 = 1 << 5;
 
-/// Removes the entries that an endpoint's published UDP ports make stale.
+/// More ports than these are looked for in one list of all UDP entries: for each list the kernel walks its whole table.
+const ASKED_ONE_BY_ONE: usize = 4;
+/// Entries that are removed by one write.
+const BATCH: usize = 128;
+
+/// Removes the entries that an endpoint's published UDP ports make stale. The cost is that of a few lists, however many ports
+/// there are.
 pub(crate) fn forget(socket: &mut Socket, endpoint: &Endpoint) -> io::Result<()> {
-    let published =
-        |mapping: &&crate::model::PortMapping| mapping.protocol == Protocol::Udp && mapping.host_port != 0;
-    for mapping in endpoint.ports.iter().filter(published) {
-        for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
-            let family = u8::try_from(family).unwrap_or_default();
-            forget_port(socket, family, mapping.host_port, endpoint)?;
+    for (v4, family) in [(true, nix::libc::AF_INET), (false, nix::libc::AF_INET6)] {
+        let family = u8::try_from(family).unwrap_or_default();
+        let udp = published(endpoint)
+            .filter(|(mapping, host)| mapping.protocol == Protocol::Udp && host.is_ipv4() == v4);
+        let ports: BTreeSet<u16> = udp.map(|(mapping, _)| mapping.host_port).collect();
+        if ports.len() > ASKED_ONE_BY_ONE {
+            forget_ports(socket, family, None, &ports, endpoint)?;
+            continue;
+        }
+        for port in &ports {
+            forget_ports(socket, family, Some(*port), &ports, endpoint)?;
         }
     }
     Ok(())
 }
 
-fn forget_port(socket: &mut Socket, family: u8, port: u16, endpoint: &Endpoint) -> io::Result<()> {
+/// `only`: the kernel need not tell of other ports.
+fn forget_ports(
+    socket: &mut Socket,
+    family: u8,
+    only: Option<u16>,
+    ports: &BTreeSet<u16>,
+    endpoint: &Endpoint,
+) -> io::Result<()> {
     let fill = |out: &mut Attributes| {
         out.raw(&[family, 0, 0, 0]);
         out.nest(CTA_TUPLE_ORIG, |tuple| {
             tuple.nest(CTA_TUPLE_PROTO, |protocol| {
                 protocol.put(CTA_PROTO_NUM, &[Protocol::Udp.number()]);
-                protocol.put(CTA_PROTO_DST_PORT, &port.to_be_bytes());
+                if let Some(port) = only {
+                    protocol.put(CTA_PROTO_DST_PORT, &port.to_be_bytes());
+                }
             });
         });
+        let compared = if only.is_some() { BY_PROTOCOL | BY_PORT } else { BY_PROTOCOL };
         out.nest(CTA_FILTER, |filter| {
-            filter.put(CTA_FILTER_ORIG_FLAGS, &BY_PROTOCOL_AND_PORT.to_ne_bytes());
+            filter.put(CTA_FILTER_ORIG_FLAGS, &compared.to_ne_bytes());
         });
     };
     let entries = match socket.dump(GET, fill) {
@@ -75,16 +99,18 @@ fn forget_port(socket: &mut Socket, family: u8, port: u16, endpoint: &Endpoint) 
         }
         entries => entries?,
     };
-    for entry in entries {
-        let Some(entry) = entry.get(HEADER..) else { continue };
-        let Some(original) = attribute(entry, CTA_TUPLE_ORIG) else { continue };
-        if !is_stale(entry, port, endpoint) {
-            continue;
-        }
+    let entries = entries.iter().filter_map(|entry| entry.get(HEADER..));
+    let stale: Vec<&[u8]> = entries
+        .filter(|entry| is_stale(entry, ports, endpoint))
+        .filter_map(|entry| attribute(entry, CTA_TUPLE_ORIG))
+        .collect();
+    for batch in stale.chunks(BATCH) {
         let mut messages = Messages::new();
-        messages.push(DELETE, flags::ACK, |out| {
-            out.raw(&[family, 0, 0, 0]).put(CTA_TUPLE_ORIG | 0x8000, original);
-        });
+        for original in batch {
+            messages.push(DELETE, flags::ACK, |out| {
+                out.raw(&[family, 0, 0, 0]).put(CTA_TUPLE_ORIG | 0x8000, original);
+            });
+        }
         for reply in socket.exchange(messages)? {
             reply.accept(&[Errno::ENOENT])?;
         }
@@ -93,21 +119,23 @@ fn forget_port(socket: &mut Socket, family: u8, port: u16, endpoint: &Endpoint) 
 }
 
 /// Judges an entry. The port is looked at again: a kernel that does not know the filter answers with everything.
-fn is_stale(entry: &[u8], port: u16, endpoint: &Endpoint) -> bool {
+fn is_stale(entry: &[u8], ports: &BTreeSet<u16>, endpoint: &Endpoint) -> bool {
     let judge = || {
         let original = attribute(entry, CTA_TUPLE_ORIG)?;
         let protocol = attribute(original, CTA_TUPLE_PROTO)?;
         let udp = attribute(protocol, CTA_PROTO_NUM)? == [Protocol::Udp.number()];
-        let same_port = attribute(protocol, CTA_PROTO_DST_PORT)? == port.to_be_bytes();
+        let port = u16::from_be_bytes(attribute(protocol, CTA_PROTO_DST_PORT)?.try_into().ok()?);
+        if !udp || !ports.contains(&port) {
+            return Some(false);
+        }
         let asked = address(original, CTA_IP_V4_DST, CTA_IP_V6_DST)?;
         let answering = address(attribute(entry, CTA_TUPLE_REPLY)?, CTA_IP_V4_SRC, CTA_IP_V6_SRC)?;
-        let leads_here = if asked == answering {
+        Some(if asked == answering {
             // Only an address of this host can be bound.
             UdpSocket::bind((asked, 0)).is_ok()
         } else {
             endpoint.addresses.iter().any(|subnet| subnet.contains(answering))
-        };
-        Some(udp && same_port && leads_here)
+        })
     };
     judge().unwrap_or(false)
 }

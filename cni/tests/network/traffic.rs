@@ -170,6 +170,26 @@ fn stale_udp_connections_go_when_a_port_is_published_and_when_it_is_withdrawn() 
     });
 }
 
+/// As media servers publish them. What the connections cost must not grow with the ports: a look for each of them is a walk over
+/// the kernel's whole table, and thousands are more than any deadline.
+#[test]
+fn thousands_of_udp_ports_are_published_and_withdrawn() {
+    Host::test(|host| {
+        let cni = host.dual();
+        let range = || publish((20_000..24_096).map(|number| port(Protocol::Udp, number, number)));
+        let socket = host.outside.within(|| UdpSocket::bind("0.0.0.0:4444").unwrap());
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        for expected in ["pod0", "pod1"] {
+            let pod = host.pod(&cni, range());
+            pod.serve(21_007);
+            // From the same port again: without forgetting, the entry of the first pod would still be followed.
+            assert!(udp_on(&socket, ip("192.0.2.1"), 21_007).unwrap().starts_with(expected));
+            host.delete(&cni, &pod.id);
+        }
+        host.finish(cni);
+    });
+}
+
 #[test]
 fn a_pod_without_an_ipv6_address_has_no_ipv6() {
     Host::test(|host| {
