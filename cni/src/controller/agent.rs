@@ -26,11 +26,11 @@ use crate::{
         EtcdError, Plane, Session, UnderlayState,
         etcd::{self, Etcd},
         records::{HostRecord, TunnelRecord},
-        view::{Change, View},
+        view::{Change, Heard, View},
     },
     store::{decode, encode},
 };
-use etcd_client::{EventType, LeaseKeepAliveStream, LeaseKeeper, ResponseHeader};
+use etcd_client::{EventType, KeyValue, LeaseKeepAliveStream, LeaseKeeper, ResponseHeader};
 
 /// Between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -114,7 +114,8 @@ impl Agent {
             let mut old = old_leases(&view, &plane.host);
             old.extend(before);
             old.retain(|id| *id != lease && *id != 0);
-            (view.revision + 1, old)
+            // That revision again: a part of it may be all that came. What is known already changes nothing.
+            (view.revision, old)
         };
         let session = Session { etcd: etcd.clone(), lease };
         plane.connected(session.clone());
@@ -275,8 +276,11 @@ impl Agent {
                 Change { key, value, revision: kv.mod_revision(), lease: kv.lease() },
             );
         }
-        let revision = event.header().map(ResponseHeader::revision).unwrap_or_default();
-        view.revision = view.revision.max(revision);
+        view.heard(Heard {
+            created: event.created(),
+            last: event.events().last().and_then(|event| event.kv()).map(KeyValue::mod_revision),
+            etcd: event.header().map(ResponseHeader::revision).unwrap_or_default(),
+        });
     }
 }
 

@@ -33,7 +33,7 @@ type Owner = (String, String);
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
-    /// Everything up to here has been heard.
+    /// Everything before this revision has been heard, and of the revision itself at least a part.
     pub(crate) revision: i64,
     pub(crate) networks: BTreeMap<String, Versioned<NetworkRecord>>,
     pub(crate) allocations: BTreeMap<u32, Versioned<Allocation>>,
@@ -50,6 +50,17 @@ pub(crate) struct Change<'a> {
     pub(crate) lease: i64,
 }
 
+/// What a message of a watch says beside its events.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heard {
+    /// It is the answer to the request.
+    pub(crate) created: bool,
+    /// Revision of its last event.
+    pub(crate) last: Option<i64>,
+    /// Revision that etcd is at.
+    pub(crate) etcd: i64,
+}
+
 /// Where all addresses of a network are that are not here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Peers {
@@ -62,7 +73,6 @@ impl View {
     /// Takes a change in. What can't be read is as if it were not there: a record from a later version must not end this one.
     pub(crate) fn apply(&mut self, keys: &Keys, change: Change<'_>) {
         let Some(key) = keys.parse(change.key) else { return };
-        let revision = change.revision;
         match key {
             Key::Network(name) => put(&mut self.networks, name.to_owned(), change),
             Key::Allocation(vni) => put(&mut self.allocations, vni, change),
@@ -76,7 +86,18 @@ impl View {
             }
             Key::Vni(_) => {}
         }
-        self.revision = self.revision.max(revision);
+    }
+
+    /// Takes note of how far a watch has come. What was written before etcd's own revision may be still to come: the answer to
+    /// the request names it before any event, and to a watcher that catches up events come in parts, each of which names it.
+    /// Only a message without events says that there is nothing more ("progress").
+    pub(crate) fn heard(&mut self, heard: Heard) {
+        let upto = match heard {
+            Heard { last: Some(last), .. } => last,
+            Heard { created: true, .. } => return,
+            Heard { etcd, .. } => etcd,
+        };
+        self.revision = self.revision.max(upto);
     }
 
     /// Endpoints of other hosts that are there.
@@ -213,7 +234,25 @@ mod tests {
         assert_eq!(where_is(&view, "10.0.0.5").unwrap(), "192.0.2.9");
         change(&mut view, "/berth/overlay/endpoints/7/a/pod", None, 5);
         assert!(view.endpoints.is_empty());
-        assert_eq!(view.revision, 5);
+    }
+
+    #[test]
+    fn a_watch_that_catches_up_has_heard_what_it_has_heard() {
+        let mut view = View { revision: 10, ..View::default() };
+        let mut after = |created, last| {
+            view.heard(Heard { created, last, etcd: 5_000 });
+            view.revision
+        };
+        assert_eq!(after(true, None), 10, "asked, and nothing came yet");
+        assert_eq!(after(false, Some(1_010)), 1_010, "a part");
+        assert_eq!(after(false, Some(900)), 1_010, "never back");
+        assert_eq!(after(false, Some(5_000)), 5_000);
+        let mut view = View { revision: 10, ..View::default() };
+        view.heard(Heard { created: false, last: None, etcd: 5_000 });
+        assert_eq!(view.revision, 5_000, "nothing was written that concerns us");
+        // What this host has written itself says nothing of what others wrote before it.
+        host(&mut view, "a", "192.0.2.1", 6_000);
+        assert_eq!(view.revision, 5_000);
     }
 
     #[test]
@@ -221,6 +260,6 @@ mod tests {
         let mut view = View::default();
         change(&mut view, "/berth/overlay/hosts/a", Some(b"{".to_vec()), 3);
         change(&mut view, "/berth/overlay/moon/a", Some(b"{}".to_vec()), 3);
-        assert_eq!(view, View { revision: 3, ..View::default() });
+        assert_eq!(view, View::default());
     }
 }

@@ -279,13 +279,10 @@ impl Agent {
                 }
                 let revision = answer.header().map(ResponseHeader::revision).unwrap_or_default();
                 let mut view = plane.view.lock();
-                let heard = view.revision;
                 for (key, value) in chunk {
                     let value = value.as_deref();
                     view.apply(&plane.keys, Change { key, value, revision, lease: session.lease });
                 }
-                // What others wrote meanwhile is not heard of yet.
-                view.revision = heard;
             }
         }
         Ok(())
