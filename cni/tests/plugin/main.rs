@@ -216,6 +216,12 @@ fn status_and_garbage() {
         assert_eq!(sh("ip -o link show master bcni0").lines().count(), 1);
         assert!(pods[3].sh("ip -o addr show eth0").contains("10.88.0.5"));
         host.ok("berth-bridge", "STATUS", nobody, &config);
+        // What a runtime written in Go says when it has no pods, and no ports to publish.
+        config["cni.dev/valid-attachments"] = Value::Null;
+        config["runtimeConfig"] = json!({"portMappings": null, "ips": null});
+        host.ok("berth-bridge", "GC", nobody, &config);
+        assert_eq!(sh("ip -o link show master bcni0").lines().count(), 0);
+        host.ok("berth-bridge", "ADD", ("pod3", &pods[3].path()), &config);
         host.ok("berth-bridge", "DEL", ("pod3", &pods[3].path()), &config);
     });
 }
@@ -241,6 +247,22 @@ fn mistakes_have_their_codes() {
             ("berth-bridge", "ADD", a, with("ipam", json!({})), 7, "subnet"),
             ("berth-bridge", "ADD", a, with("ipam", json!({"type": "dhcp"})), 7, "dhcp"),
             ("berth-bridge", "ADD", a, with("mode", json!("quick")), 7, "one of nat"),
+            (
+                "berth-bridge",
+                "ADD",
+                a,
+                with("ipam", json!({"ranges": [[{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.100"}]]})),
+                7,
+                "rangeStart",
+            ),
+            (
+                "berth-bridge",
+                "ADD",
+                a,
+                with("ipam", json!({"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.200"})),
+                7,
+                "rangeEnd",
+            ),
             ("berth-macvlan", "ADD", a, good.clone(), 7, "master"),
             ("berth-macvlan", "ADD", a, with("master", json!("eth9")), 100, "eth9"),
             ("berth-nothing", "ADD", a, good.clone(), 7, "berth-nothing"),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use berth_cni::model::{Forwarding, IpvlanMode, MacvlanMode, NetworkDriver, ParentOptions, SubnetOptions};
 use berth_cni::{BridgeOptions, EndpointOptions, Network, PortMapping, Protocol};
 use ipnetwork::IpNetwork;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::answer::{CONFIGURATION, DECODING, ENVIRONMENT, Failure, VERSION, VERSIONS};
@@ -108,10 +108,12 @@ struct Config {
     vni: u32,
     block: u32,
     encrypted: bool,
+    #[serde(deserialize_with = "given")]
     ipam: Ipam,
+    #[serde(deserialize_with = "given")]
     runtime_config: Runtime,
     prev_result: Option<Value>,
-    #[serde(rename = "cni.dev/valid-attachments")]
+    #[serde(rename = "cni.dev/valid-attachments", deserialize_with = "given")]
     valid_attachments: Vec<Attachment>,
 }
 
@@ -120,9 +122,12 @@ struct Config {
 struct Ipam {
     r#type: String,
     /// As in host-local: sets of ranges; the first of each set counts.
+    #[serde(deserialize_with = "given")]
     ranges: Vec<Vec<Range>>,
     subnet: Option<IpNetwork>,
     gateway: Option<IpAddr>,
+    range_start: Option<IpAddr>,
+    range_end: Option<IpAddr>,
     data_dir: Option<PathBuf>,
 }
 
@@ -133,16 +138,26 @@ struct Range {
     gateway: Option<IpAddr>,
     /// Addresses are given out of this part only.
     range: Option<IpNetwork>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     reserved: Vec<IpAddr>,
+    /// host-local's way to say it. It may be no subnet, which is all that can be had here.
+    range_start: Option<IpAddr>,
+    range_end: Option<IpAddr>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Runtime {
+    #[serde(deserialize_with = "given")]
     port_mappings: Vec<Port>,
     mac: String,
+    #[serde(deserialize_with = "given")]
     ips: Vec<String>,
+}
+
+/// Runtimes written in Go say `null` for a list without elements.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
 #[derive(Debug, Deserialize)]
@@ -207,6 +222,10 @@ impl Request {
         };
         if command == Command::Version {
             return Ok(request);
+        }
+        // What is there goes all the same.
+        if matches!(command, Command::Add | Command::Status) {
+            bounded(&config.ipam)?;
         }
         request.target = match role(called)? {
             Role::Overlay => Target::Daemon(overlay(&config, &variable("CNI_ARGS"))?),
@@ -357,9 +376,25 @@ fn network(role: Role, config: &Config) -> Result<Network, Failure> {
     Ok(Network::new(format!("cni-{}", config.name), driver))
 }
 
+/// Refuses host-local's bounds: passed over, addresses outside of them would be given out, which are somebody else's.
+fn bounded(ipam: &Ipam) -> Result<(), Failure> {
+    let ranges = ipam.ranges.iter().flatten().flat_map(|range| [range.range_start, range.range_end]);
+    if ranges.chain([ipam.range_start, ipam.range_end]).all(|bound| bound.is_none()) {
+        return Ok(());
+    }
+    let why = "say `range` in ipam.ranges, a part of the subnet as in 10.88.1.0/24: addresses are given out of that only";
+    Err(Failure::new(CONFIGURATION, "ipam's rangeStart and rangeEnd are not known here", why))
+}
+
 fn subnets(ipam: &Ipam) -> Result<Vec<SubnetOptions>, Failure> {
-    let single =
-        ipam.subnet.map(|subnet| Range { subnet, gateway: ipam.gateway, range: None, reserved: Vec::new() });
+    let single = ipam.subnet.map(|subnet| Range {
+        subnet,
+        gateway: ipam.gateway,
+        range: None,
+        reserved: Vec::new(),
+        range_start: None,
+        range_end: None,
+    });
     let several = ipam.ranges.iter().filter_map(|set| set.first().cloned());
     if let Some(set) = ipam.ranges.iter().find(|set| set.len() > 1) {
         let why = format!("{} ranges in one set: one is all there can be", set.len());
