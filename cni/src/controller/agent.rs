@@ -12,11 +12,12 @@
 //! with what should be, so that nothing has to be remembered over a lost connection.
 
 mod converge;
+mod heart;
 
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::Controller;
@@ -30,6 +31,8 @@ use crate::{
     },
     store::{decode, encode},
 };
+use heart::Heart;
+
 use etcd_client::{EventType, KeyValue, LeaseKeepAliveStream, LeaseKeeper, ResponseHeader};
 
 /// Between attempts to connect.
@@ -97,8 +100,9 @@ impl Agent {
             let endpoints = etcd.endpoints().to_owned();
             return Err(Error::etcd(CONNECTING)(EtcdError::WentBack { endpoints, found, known }));
         }
-        let (mut keeper, mut alive) = self.keep(&etcd).await.map_err(Error::etcd(CONNECTING))?;
+        let (keeper, alive) = self.keep(&etcd).await.map_err(Error::etcd(CONNECTING))?;
         let lease = keeper.id();
+        let mut heart = Heart::start(etcd.clone(), (keeper, alive), plane.options.lease);
         self.sync_tunnel().await;
         let before = mine.as_ref().map(|mine| mine.lease);
         let (address, tunnel) = self.register(&etcd, lease, mine, found).await?;
@@ -136,31 +140,17 @@ impl Agent {
         let period = plane.options.lease / 3;
         let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut heard = Instant::now();
         let broken = |doing: &str, error| Error::etcd(CONNECTING)(etcd.broken(doing, error));
         loop {
             let mut ticked = false;
             tokio::select! {
-                // What was answered is heard before it is missed.
-                biased;
-                answer = alive.message() => {
-                    let answer = answer.map_err(|error| broken("keeping the lease", Some(error)))?;
-                    let answer = answer.ok_or_else(|| broken("keeping the lease", None))?;
-                    if answer.ttl() <= 0 {
-                        tracing::warn!("this host's lease ended: registering again");
-                        self.lease = None;
-                        return Ok(Again);
-                    }
-                    heard = Instant::now();
-                    continue;
+                stopped = heart.stopped() => {
+                    stopped.map_err(Error::etcd(CONNECTING))?;
+                    tracing::warn!("this host's lease ended: registering again");
+                    self.lease = None;
+                    return Ok(Again);
                 }
                 _ = tick.tick() => {
-                    if heard.elapsed() > plane.options.lease {
-                        let (action, limit) = ("keeping the lease".to_owned(), heard.elapsed());
-                        let endpoints = etcd.endpoints().to_owned();
-                        return Err(Error::etcd(CONNECTING)(EtcdError::TimedOut { action, endpoints, limit }));
-                    }
-                    keeper.keep_alive().await.map_err(|error| broken("keeping the lease", Some(error)))?;
                     if self.underlay().await? != address {
                         tracing::info!("this host's underlay address changed: registering again");
                         return Ok(Again);

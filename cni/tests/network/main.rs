@@ -3,6 +3,7 @@
 
 mod drivers;
 mod host;
+mod lease;
 mod lifecycle;
 mod limits;
 mod names;
