@@ -1,8 +1,13 @@
 //! Answers of upstream servers, as long as they said. Bounded: the oldest makes room.
+//!
+//! A question leaves by the asker's own namespace, where others than the server can answer it: whoever is privileged in the
+//! sandbox, or may send raw packets, which is usual. So its answer is kept for that sandbox alone. Servers on the host's loopback
+//! are asked by the host itself, and what they answer is kept for all who ask them.
 
 use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +18,7 @@ use hickory_proto::{
 };
 use parking_lot::Mutex;
 
-use super::wire::Question;
+use super::{View, wire::Question};
 
 const ENTRIES_MAX: usize = 2_048;
 /// A larger answer is not kept.
@@ -23,9 +28,11 @@ const TTL_MAX: u32 = 3_600;
 /// For "there is no such name" (RFC 2308).
 const NEGATIVE_TTL_MAX: u32 = 60;
 
-/// Who was asked what. Sandboxes with the same servers share answers.
+/// Who was asked what, and by whom.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
+    /// Where the asker's namespace is pinned; `None`: all of the servers are the host's.
+    asker: Option<PathBuf>,
     upstream: Arc<[IpAddr]>,
     name: Name,
     kind: RecordType,
@@ -35,14 +42,16 @@ struct Key {
 }
 
 impl Key {
-    fn of(upstream: &Arc<[IpAddr]>, question: &Question) -> Option<Self> {
+    fn of(view: &View, question: &Question) -> Option<Self> {
         let message = &question.message;
         let query = message.queries.first()?;
         let dnssec = message.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
         // Options may make the answer one for this client only (RFC 7871).
         let plain = message.edns.as_ref().is_none_or(|edns| edns.options().options.is_empty());
+        let outside = view.upstream.iter().any(|server| !server.is_loopback());
         plain.then(|| Self {
-            upstream: Arc::clone(upstream),
+            asker: outside.then(|| view.netns.clone()),
+            upstream: Arc::clone(&view.upstream),
             name: query.name.to_lowercase(),
             kind: query.query_type,
             class: query.query_class,
@@ -53,7 +62,8 @@ impl Key {
 
 #[derive(Debug)]
 struct Kept {
-    message: Message,
+    /// As it came: decoded it is many times as large.
+    bytes: Box<[u8]>,
     since: Instant,
     until: Instant,
 }
@@ -70,17 +80,19 @@ pub(super) struct Cache(Mutex<Entries>);
 
 impl Cache {
     /// An answer that still holds, with what is left of its time.
-    pub(super) fn get(&self, upstream: &Arc<[IpAddr]>, question: &Question, now: Instant) -> Option<Message> {
-        let key = Key::of(upstream, question)?;
-        let entries = self.0.lock();
-        let kept = entries.kept.get(&key).filter(|kept| kept.until > now)?;
-        let age = u32::try_from(now.saturating_duration_since(kept.since).as_secs()).unwrap_or(u32::MAX);
-        let mut reply = question.reply(kept.message.metadata.response_code);
-        reply.metadata.authentic_data = kept.message.metadata.authentic_data;
-        reply.answers.clone_from(&kept.message.answers);
-        reply.authorities.clone_from(&kept.message.authorities);
-        reply.additionals.clone_from(&kept.message.additionals);
-        drop(entries);
+    pub(super) fn get(&self, view: &View, question: &Question, now: Instant) -> Option<Message> {
+        let key = Key::of(view, question)?;
+        let (bytes, since) = {
+            let entries = self.0.lock();
+            let kept = entries.kept.get(&key).filter(|kept| kept.until > now)?;
+            (kept.bytes.clone(), kept.since)
+        };
+        let age = u32::try_from(now.saturating_duration_since(since).as_secs()).unwrap_or(u32::MAX);
+        let kept = Message::from_vec(&bytes).ok()?;
+        let mut reply = question.reply(kept.metadata.response_code);
+        reply.metadata.authentic_data = kept.metadata.authentic_data;
+        (reply.answers, reply.authorities, reply.additionals) =
+            (kept.answers, kept.authorities, kept.additionals);
         for record in reply.answers.iter_mut().chain(&mut reply.authorities).chain(&mut reply.additionals) {
             record.ttl = record.ttl.saturating_sub(age);
         }
@@ -88,15 +100,15 @@ impl Cache {
     }
 
     /// Keeps an answer if it may be kept.
-    pub(super) fn put(&self, upstream: &Arc<[IpAddr]>, question: &Question, bytes: &[u8], now: Instant) {
+    pub(super) fn put(&self, view: &View, question: &Question, bytes: &[u8], now: Instant) {
         if bytes.len() > BYTES_MAX {
             return;
         }
-        let (Some(key), Ok(message)) = (Key::of(upstream, question), Message::from_vec(bytes)) else {
+        let (Some(key), Ok(message)) = (Key::of(view, question), Message::from_vec(bytes)) else {
             return;
         };
         let Some(ttl) = lifetime(&message).filter(|ttl| *ttl > 0) else { return };
-        let kept = Kept { message, since: now, until: now + Duration::from_secs(ttl.into()) };
+        let kept = Kept { bytes: bytes.into(), since: now, until: now + Duration::from_secs(ttl.into()) };
         let mut entries = self.0.lock();
         if entries.kept.insert(key.clone(), kept).is_none() {
             entries.order.push_back(key);

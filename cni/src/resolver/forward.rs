@@ -77,7 +77,7 @@ impl Forwarder {
             count(&counters.local);
             return refuse(ResponseCode::NXDomain);
         }
-        if let Some(reply) = self.cache.get(&view.upstream, question, Instant::now()) {
+        if let Some(reply) = self.cache.get(view, question, Instant::now()) {
             count(&counters.cached);
             return wire::encode(&reply, limit);
         }
@@ -89,7 +89,7 @@ impl Forwarder {
         for server in self.in_order(&view.upstream) {
             match timeout(PATIENCE, self.exchange(view, server, question, stream)).await {
                 Ok(Ok(answer)) if useful(&answer) => {
-                    self.cache.put(&view.upstream, question, &answer, Instant::now());
+                    self.cache.put(view, question, &answer, Instant::now());
                     count(&counters.forwarded);
                     return wire::fit(answer, limit);
                 }

@@ -98,8 +98,13 @@ fn upstream_answer(question: &Question, ttl: u32) -> Vec<u8> {
 #[test]
 fn answers_are_kept_as_long_as_they_hold_and_not_without_bound() {
     let (cache, now) = (Cache::default(), Instant::now());
-    let upstream: Arc<[_]> = Arc::from(["192.0.2.53".parse().unwrap()]);
-    let other: Arc<[_]> = Arc::from(["192.0.2.54".parse().unwrap()]);
+    let view = |netns: &str, server: &str| View {
+        upstream: Arc::from([server.parse().unwrap()]),
+        netns: netns.into(),
+        ..View::default()
+    };
+    let upstream = view("one", "192.0.2.53");
+    let other = view("one", "192.0.2.54");
     let asked = question("a.example", RecordType::A);
     cache.put(&upstream, &asked, &upstream_answer(&asked, 30), now);
     let later = cache.get(&upstream, &asked, now + Duration::from_secs(10)).unwrap();
@@ -107,6 +112,12 @@ fn answers_are_kept_as_long_as_they_hold_and_not_without_bound() {
     assert!(cache.get(&upstream, &asked, now + Duration::from_secs(31)).is_none());
     assert!(cache.get(&other, &asked, now).is_none(), "other servers, other answers");
     assert!(cache.get(&upstream, &question("a.example", RecordType::AAAA), now).is_none());
+    assert!(
+        cache.get(&view("two", "192.0.2.53"), &asked, now).is_none(),
+        "another sandbox, another way there"
+    );
+    cache.put(&view("one", "127.0.0.53"), &asked, &upstream_answer(&asked, 30), now);
+    assert!(cache.get(&view("two", "127.0.0.53"), &asked, now).is_some(), "the host's own server");
     for number in 0..5_000 {
         let asked = question(&format!("n{number}.example"), RecordType::A);
         cache.put(&upstream, &asked, &upstream_answer(&asked, 30), now);

@@ -530,6 +530,35 @@ fn other_names_are_asked_of_the_sandboxs_own_servers_and_kept() {
 }
 
 #[test]
+fn what_a_sandbox_answers_in_a_servers_place_is_for_itself_alone() {
+    Host::test(|host| {
+        let town = Town::new(host);
+        let _outside = Outside::new(host);
+        let liar = town.house("liar", asking(&["liar"], &["192.0.2.2"]), &["blue"]);
+        let other = town.house("other", asking(&["other"], &["192.0.2.2"]), &["blue"]);
+        // Packets to the server stay in its own namespace.
+        liar.netns.within(|| {
+            run("ip addr add 192.0.2.2/32 dev lo");
+            let server = UdpSocket::bind("192.0.2.2:53").unwrap();
+            thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok((length, client)) = server.recv_from(&mut buffer) {
+                    let asked = Message::from_vec(&buffer[..length]).unwrap();
+                    let mut answer = Message::response(asked.metadata.id, OpCode::Query);
+                    answer.add_query(asked.queries[0].clone());
+                    let data = RData::A(rdata::A(Ipv4Addr::new(198, 51, 100, 66)));
+                    answer.add_answer(Record::from_rdata(asked.queries[0].name.clone(), 3_600, data));
+                    let _ = server.send_to(&answer.to_vec().unwrap(), client);
+                }
+            });
+        });
+        assert_eq!(texts(&liar.ask("kept.example", RecordType::A)), ["198.51.100.66"]);
+        assert_eq!(texts(&other.ask("kept.example", RecordType::A)), ["203.0.113.7"], "the server's own");
+        town.finish();
+    });
+}
+
+#[test]
 fn servers_that_fail_or_are_silent_hold_nobody_up_for_long() {
     Host::test(|host| {
         let town = Town::new(host);
