@@ -4,7 +4,13 @@
 //! few of these threads (the kernel serialises configuration anyway), each with sockets of its own in the host's namespace, the
 //! one that [`Workers::start`] was called in.
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
@@ -54,7 +60,10 @@ impl Workers {
                 loop {
                     let job = queue.lock().blocking_recv();
                     let Some(job) = job else { return };
-                    job(&mut kernel);
+                    // A job that breaks off is its caller's matter (who gets no answer): the thread is everybody's.
+                    if panic::catch_unwind(AssertUnwindSafe(|| job(&mut kernel))).is_err() {
+                        tracing::error!("a network job broke off");
+                    }
                 }
             };
             thread::Builder::new()
@@ -80,5 +89,22 @@ impl Workers {
             result.await.map_err(|_| Error::Stopped(what))
         };
         tokio::time::timeout(DEADLINE, run).await.unwrap_or(Err(Error::Deadline(what)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn jobs_that_break_off_leave_the_threads() {
+        let workers = Workers::start().unwrap();
+        for _ in 0..2 * THREADS {
+            let broken = workers.run("breaking off", |_| panic!("on purpose")).await;
+            assert!(matches!(broken, Err::<(), _>(Error::Stopped(_))), "{broken:?}");
+        }
+        assert_eq!(workers.run("counting", |_| 7).await.unwrap(), 7);
     }
 }
