@@ -83,7 +83,8 @@ fn transfer(
     bytes: usize,
     upwards: bool,
 ) -> std::time::Duration {
-    let listener = serving.within(|| TcpListener::bind((address, 9000))).unwrap();
+    let listener = serving.within(|| TcpListener::bind((address, 0))).unwrap();
+    let place = listener.local_addr().unwrap();
     let at_pod = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         if upwards {
@@ -95,7 +96,7 @@ fn transfer(
         }
     });
     let begin = Instant::now();
-    let mut stream = calling.within(|| TcpStream::connect((address, 9000))).unwrap();
+    let mut stream = calling.within(|| TcpStream::connect(place)).unwrap();
     if upwards {
         let mut all = Vec::new();
         stream.read_to_end(&mut all).unwrap();
