@@ -7,6 +7,8 @@ use super::choice::Choice;
 use crate::pod::error::Error;
 use crate::proto::runtime::v1::PodSandboxConfig;
 
+/// What containerd and CRI-O call the pod's annotations.
+const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
 const EGRESS: &str = "kubernetes.io/egress-bandwidth";
 /// No limit on bursts: what containerd tells the bandwidth plugin. In bits.
@@ -39,6 +41,12 @@ pub(super) fn capabilities(config: &PodSandboxConfig, choice: &Choice) -> Map<St
     }
     if let Some(mac) = options.mac {
         put("mac", Value::String(mac.map(|byte| format!("{byte:02x}")).join(":")));
+    }
+    if !config.annotations.is_empty() {
+        put(ANNOTATIONS, config.annotations.iter().map(|(key, text)| (key.clone(), text.clone())).collect());
+    }
+    if let Some(linux) = config.linux.as_ref().filter(|linux| !linux.cgroup_parent.is_empty()) {
+        put("cgroupPath", Value::String(linux.cgroup_parent.clone()));
     }
     if let Some(dns) = &config.dns_config {
         put("dns", json!({"servers": dns.servers, "searches": dns.searches, "options": dns.options}));
@@ -84,24 +92,46 @@ fn port(mapping: &PortMapping) -> Value {
     value
 }
 
-/// A whole Kubernetes quantity: `1000`, `10M`, `1Gi`.
+/// A Kubernetes quantity (`1000`, `1.5M`, `1Gi`, `10e6`), rounded up to a whole number as the kubelet does.
 fn bits_per_second(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor: u64 = match unit {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        "P" => 1_000_000_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1 << 40,
-        _ => return None,
+    let text = text.strip_prefix('+').unwrap_or(text);
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits: u128 = format!("{whole}{fraction}").parse().ok()?;
+    let (binary, decimal) = factor(suffix)?;
+    let decimal = decimal.checked_sub(i32::try_from(fraction.len()).ok()?)?;
+    let scaled = digits.checked_mul(1_u128.checked_shl(binary)?)?;
+    let power = 10_u128.checked_pow(decimal.unsigned_abs());
+    let bits = match decimal < 0 {
+        false => scaled.checked_mul(power?)?,
+        // One that is too small for a number rounds up all the same.
+        true => scaled.div_ceil(power.unwrap_or(u128::MAX)),
     };
-    number.parse::<u64>().ok()?.checked_mul(factor)
+    u64::try_from(bits).ok()
+}
+
+/// What a suffix stands for, as powers of two and of ten.
+fn factor(suffix: &str) -> Option<(u32, i32)> {
+    Some(match suffix {
+        "n" => (0, -9),
+        "u" => (0, -6),
+        "m" => (0, -3),
+        "" => (0, 0),
+        "k" => (0, 3),
+        "M" => (0, 6),
+        "G" => (0, 9),
+        "T" => (0, 12),
+        "P" => (0, 15),
+        "E" => (0, 18),
+        "Ki" => (10, 0),
+        "Mi" => (20, 0),
+        "Gi" => (30, 0),
+        "Ti" => (40, 0),
+        "Pi" => (50, 0),
+        "Ei" => (60, 0),
+        exponent => (0, exponent.strip_prefix(['e', 'E'])?.parse().ok()?),
+    })
 }
 
 #[cfg(test)]
@@ -111,6 +141,7 @@ mod tests {
     use berth_cni::{EndpointOptions, Protocol};
 
     use super::*;
+    use crate::proto::runtime::v1::LinuxPodSandboxConfig;
 
     fn choice(options: EndpointOptions) -> Choice {
         Choice { network: "pods".into(), options }
@@ -132,6 +163,10 @@ mod tests {
         };
         let config = PodSandboxConfig {
             annotations: [(INGRESS.to_owned(), "10M".to_owned())].into(),
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: "/kubepods/pod1".into(),
+                ..LinuxPodSandboxConfig::default()
+            }),
             ..PodSandboxConfig::default()
         };
         let options = EndpointOptions { bandwidth: bandwidth(&config).unwrap(), ..options };
@@ -141,6 +176,9 @@ mod tests {
             "ips": ["10.1.0.5"],
             "mac": "02:00:00:00:00:0a",
             "bandwidth": {"ingressRate": 10_000_000, "ingressBurst": BURST},
+            // As containerd and CRI-O have them: for plugins that declare them.
+            "io.kubernetes.cri.pod-annotations": {INGRESS: "10M"},
+            "cgroupPath": "/kubepods/pod1",
         });
         assert_eq!(Value::Object(found), expected);
         assert!(capabilities(&PodSandboxConfig::default(), &choice(EndpointOptions::default())).is_empty());
@@ -148,8 +186,40 @@ mod tests {
 
     #[test]
     fn rates_are_quantities_within_limits() {
-        assert_eq!(bits_per_second("1Mi"), Some(1_048_576));
-        for bad in ["", "fast", "10X", "1", "2P", "-1M", "99999999999999999999"] {
+        for (good, bits) in [
+            ("1Mi", 1_048_576),
+            ("1.5M", 1_500_000),
+            ("0.5Gi", 536_870_912),
+            (".5k", 500),
+            ("2.k", 2_000),
+            ("+10M", 10_000_000),
+            ("10e6", 10_000_000),
+            ("1E3", 1_000),
+            ("1.0005k", 1_001),
+            ("2500000m", 2_500),
+            ("1000000000000n", 1_000),
+            ("1Pi", 1 << 50),
+            ("5e-400", 1),
+        ] {
+            assert_eq!(bits_per_second(good), Some(bits), "{good}");
+        }
+        for bad in [
+            "",
+            "fast",
+            "10X",
+            "1",
+            "2P",
+            "-1M",
+            "99999999999999999999",
+            ".",
+            "M",
+            "1.2.3M",
+            "1e",
+            "1e999",
+            "1 M",
+            "1KiB",
+            "1Ei",
+        ] {
             let config = PodSandboxConfig {
                 annotations: [(EGRESS.to_owned(), bad.to_owned())].into(),
                 ..PodSandboxConfig::default()
