@@ -24,6 +24,9 @@ pub(super) use naming::of_containers;
 
 use choice::Choice;
 
+/// The names that Multus goes by: its "thin" and its "thick" installation.
+const MULTUS: [&str; 2] = ["multus", "multus-shim"];
+
 /// The networks that a configuration asks for, held against what can be.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -50,8 +53,9 @@ pub(super) fn plan(shared: &Shared, config: &v1::PodSandboxConfig) -> Result<Opt
     }
     let list = shared.cni.default_list().map_err(Error::Plugins)?;
     let default = list.as_ref().map_or(shared.default_network.as_str(), |list| list.name.as_str());
-    // Multus reads the annotation itself.
-    let additional = !list.as_ref().is_some_and(|list| list.has_plugin("multus"));
+    // Multus reads the annotation itself, as a plugin or as the client of a daemon.
+    let multus = |list: &Arc<cni::List>| MULTUS.iter().any(|name| list.has_plugin(name));
+    let additional = !list.as_ref().is_some_and(multus);
     let mut choices = choice::of(config, default, additional)?;
     let bandwidth = capabilities::bandwidth(config)?;
     choices.iter_mut().for_each(|choice| choice.options.bandwidth = bandwidth);
