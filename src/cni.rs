@@ -354,7 +354,9 @@ impl Cni {
 
     async fn collect(&self, list: &List, valid: &[Value]) -> Vec<Error> {
         let nobody = AttachmentRecord::default();
-        let more = [("cni.dev/valid-attachments", Value::from(valid.to_vec()))];
+        let valid = Value::from(valid.to_vec());
+        // The second is what the specification called it for a while: a plugin that knows only that must not take all for stale.
+        let more = [("cni.dev/valid-attachments", valid.clone()), ("cni.dev/attachments", valid)];
         let mut errors = Vec::new();
         for plugin in &list.plugins {
             errors.extend(self.run(list, plugin, "GC", &nobody, None, &more).await.err());
