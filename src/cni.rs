@@ -223,6 +223,13 @@ impl Cni {
         self.inner.attachments.lock().values().any(|record| record.pod_id == pod)
     }
 
+    /// Names of the interfaces that plugins made in a pod.
+    pub fn interfaces(&self, pod: &str) -> Vec<String> {
+        let attachments = self.inner.attachments.lock();
+        let ours = attachments.values().filter(|record| record.pod_id == pod);
+        ours.map(|record| record.interface.clone()).collect()
+    }
+
     /// Removes what belongs to pods that are not `live`: attachments on record, and what plugins find themselves (GC, from
     /// version 1.1 on).
     ///

@@ -150,7 +150,11 @@ pub(super) async fn connect(
             options.interface.clone_from(&present.interface);
         }
     } else if options.interface.is_empty() {
-        let taken = |name: &String| endpoints.iter().any(|endpoint| endpoint.interface == *name);
+        // Those that plugins made are in the way as well.
+        let others = shared.cni.interfaces(id);
+        let taken = |name: &String| {
+            endpoints.iter().any(|endpoint| endpoint.interface == *name) || others.contains(name)
+        };
         options.interface =
             (0..).map(|number| format!("eth{number}")).find(|name| !taken(name)).unwrap_or_default();
     }
