@@ -1,5 +1,6 @@
 //! The process: arguments, environment, working directory, terminal, limits.
 
+use std::collections::HashMap;
 use std::path::{Component, PathBuf};
 use std::str::FromStr;
 
@@ -8,7 +9,7 @@ use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Proces
 
 use super::{Error, Host, Rlimit, SpecInput};
 
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Sets everything of the process that is not an identity or a security setting.
 pub(super) fn build(input: &SpecInput<'_>, process: &mut Process) -> Result<(), Error> {
@@ -49,17 +50,18 @@ fn args(input: &SpecInput<'_>, image: Option<&Config>) -> Result<Vec<String>, Er
 /// PATH and HOSTNAME (and TERM with a terminal) as defaults, then the image's, then the container's: later wins and
 /// keeps the place of the first. HOME is left to the OCI runtime, which takes it from the container's passwd file.
 fn env(input: &SpecInput<'_>, image: Option<&Config>) -> Result<Vec<String>, Error> {
-    let mut env = vec![DEFAULT_PATH.to_owned()];
+    let mut env = Environment::default();
+    env.set("PATH", DEFAULT_PATH);
     let hostname = super::hostname(input.pod);
     if !hostname.is_empty() {
-        set(&mut env, "HOSTNAME", &hostname);
+        env.set("HOSTNAME", &hostname);
     }
     if input.container.tty {
-        set(&mut env, "TERM", "xterm");
+        env.set("TERM", "xterm");
     }
     for entry in image.and_then(|c| c.env().as_ref()).into_iter().flatten() {
         match entry.split_once('=') {
-            Some((key, value)) if !key.is_empty() && !entry.contains('\0') => set(&mut env, key, value),
+            Some((key, value)) if !key.is_empty() && !entry.contains('\0') => env.set(key, value),
             // An image is not the caller's fault: what can't be set is left out, as Docker does.
             _ => {}
         }
@@ -79,17 +81,28 @@ fn env(input: &SpecInput<'_>, image: Option<&Config>) -> Result<Vec<String>, Err
             .ok_or_else(|| {
                 Error::invalid("envs[].value of", &pair.key, "must be UTF-8 without a zero byte")
             })?;
-        set(&mut env, &pair.key, value);
+        env.set(&pair.key, value);
     }
-    Ok(env)
+    Ok(env.entries)
 }
 
-fn set(env: &mut Vec<String>, key: &str, value: &str) {
-    let entry = format!("{key}={value}");
-    let same = |e: &&mut String| e.split_once('=').is_some_and(|(k, _)| k == key);
-    match env.iter_mut().find(same) {
-        Some(place) => *place = entry,
-        None => env.push(entry),
+/// Variables in the order in which they were first set. A pod in a cluster of many services has tens of thousands.
+#[derive(Default)]
+struct Environment {
+    entries: Vec<String>,
+    places: HashMap<String, usize>,
+}
+
+impl Environment {
+    fn set(&mut self, key: &str, value: &str) {
+        let entry = format!("{key}={value}");
+        match self.places.get(key).and_then(|place| self.entries.get_mut(*place)) {
+            Some(place) => *place = entry,
+            None => {
+                self.places.insert(key.to_owned(), self.entries.len());
+                self.entries.push(entry);
+            }
+        }
     }
 }
 
@@ -198,7 +211,12 @@ mod tests {
         fixture.container.tty = false;
         fixture.image_config(serde_json::json!({}));
         fixture.container.envs.clear();
-        assert_eq!(env(&fixture.input(), None).unwrap(), [DEFAULT_PATH, "HOSTNAME=web-0"]);
+        let defaults = [format!("PATH={DEFAULT_PATH}"), "HOSTNAME=web-0".to_owned()];
+        assert_eq!(env(&fixture.input(), None).unwrap(), defaults);
+        // Those of five thousand services: seven each.
+        let key = |number| KeyValue { key: format!("SERVICE_{number}_HOST"), value: b"10.0.0.1".to_vec() };
+        fixture.container.envs = (0..35_000).map(key).collect();
+        assert_eq!(env(&fixture.input(), None).unwrap().len(), 35_002);
     }
 
     #[test]
