@@ -28,6 +28,8 @@ use crate::image::unpack::{self, Limits};
 pub(super) const LIMIT: Duration = Duration::from_secs(600);
 /// Largest of the small files, in bytes.
 const SMALL: u64 = 16 << 20;
+/// Most of criu's images: some a process, and some for all.
+const MOST_IMAGES: usize = 1_000_000;
 /// Most names that a checkpoint may say are gone.
 const DELETED: usize = 1_000_000;
 
@@ -96,15 +98,36 @@ pub(crate) async fn find(
         (None, None) => return Ok(None),
     };
     let directory = content.path();
+    check_images(&directory.join(IMAGES))?;
     let config: Option<Config> = json(directory, "config.dump")?;
     let config = config.ok_or_else(|| Error::Broken { what: "config.dump is missing".to_owned() })?;
-    if !directory.join(IMAGES).join("inventory.img").is_file() {
-        return Err(Error::Broken { what: format!("{IMAGES}/inventory.img is missing") });
-    }
     let names = config.names();
     let base = names.iter().find_map(|name| tools.images.get(name));
     let base = base.ok_or_else(|| Error::NoBase(names.first().cloned().unwrap_or_default()))?;
     Ok(Some(Origin { base, image, content }))
+}
+
+/// Refuses criu's images unless all of them are files. criu runs as root and follows links: one to a file of this node would
+/// end up in the container's memory.
+fn check_images(directory: &Path) -> Result<(), Error> {
+    let broken = |what: String| Err(Error::Broken { what });
+    if !directory.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        return broken(format!("{IMAGES} is no directory of it"));
+    }
+    let reading = |error| Error::at("reading", directory)(error);
+    for (count, entry) in fs::read_dir(directory).map_err(reading)?.enumerate() {
+        let entry = entry.map_err(reading)?;
+        if count >= MOST_IMAGES {
+            return broken(format!("{IMAGES} has more than {MOST_IMAGES} files"));
+        }
+        if !entry.file_type().map_err(reading)?.is_file() {
+            return broken(format!("{IMAGES}/{} is no file", entry.file_name().display()));
+        }
+    }
+    match directory.join("inventory.img").symlink_metadata() {
+        Ok(_) => Ok(()),
+        Err(_) => broken(format!("{IMAGES}/inventory.img is missing")),
+    }
 }
 
 impl Config {
@@ -321,6 +344,26 @@ mod tests {
         assert!(matches!(settled, Err(Error::Broken { .. })));
         let (_home, settled, _) = origin(&[("rootfs-diff.tar", b"no archive at all")]);
         assert!(settled.is_err());
+    }
+
+    #[test]
+    fn images_of_memory_are_files() {
+        let home = tempfile::tempdir().unwrap();
+        let images = home.path().join(IMAGES);
+        let said = |images: &Path| check_images(images).unwrap_err().to_string();
+        assert!(said(&images).contains("no directory"));
+        fs::create_dir(&images).unwrap();
+        assert!(said(&images).contains("inventory.img is missing"));
+        fs::write(images.join("inventory.img"), "x").unwrap();
+        fs::write(images.join("pages-1.img"), "x").unwrap();
+        check_images(&images).unwrap();
+        // criu would read the node's own file as the container's memory.
+        std::os::unix::fs::symlink("/etc/shadow", images.join("pages-2.img")).unwrap();
+        assert!(said(&images).contains("pages-2.img is no file"));
+        fs::remove_file(images.join("pages-2.img")).unwrap();
+        let link = home.path().join("link");
+        std::os::unix::fs::symlink(&images, &link).unwrap();
+        assert!(said(&link).contains("no directory"));
     }
 
     #[test]
