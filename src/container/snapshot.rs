@@ -145,7 +145,8 @@ pub(crate) fn log_path(pod: &PodSandboxConfig, container: &ContainerConfig) -> O
     if pod.log_directory.is_empty() || container.log_path.is_empty() {
         return None;
     }
-    Some(PathBuf::from(&pod.log_directory).join(&container.log_path))
+    // Relative to the directory whatever it begins with: joining with an absolute path would drop the directory.
+    Some(PathBuf::from(&pod.log_directory).join(container.log_path.trim_start_matches('/')))
 }
 
 #[cfg(test)]
@@ -163,5 +164,6 @@ mod tests {
             log_path(&pod("/var/log/pods/a"), &container("c/0.log")),
             Some(PathBuf::from("/var/log/pods/a/c/0.log"))
         );
+        assert_eq!(log_path(&pod("/logs"), &container("/c.log")), Some(PathBuf::from("/logs/c.log")));
     }
 }
