@@ -84,6 +84,28 @@ fn paths_stay_inside() {
     assert_eq!(cgroup.path(), Path::new("a/b"));
 }
 
+/// A container that may write its cgroup can make threaded ones in it, whose processes can't be read.
+#[test]
+fn threads_apart_keep_nothing() {
+    let made = Made::new("threads");
+    let hierarchies = made.0.mode().hierarchies();
+    let Some(v2) = hierarchies.iter().find(|hierarchy| is_v2(hierarchy)) else { return };
+    let threads = v2.join(made.0.path()).join("threads");
+    std::fs::create_dir(&threads).unwrap();
+    if let Err(error) = std::fs::write(threads.join("cgroup.type"), "threaded") {
+        eprintln!("skipped: no threaded cgroup here: {error}");
+        return;
+    }
+    std::fs::read_to_string(threads.join("cgroup.procs")).unwrap_err();
+    let mut child = made.child();
+    assert_eq!(made.0.pids().unwrap(), [child.id()].into());
+    let waiter = std::thread::spawn(move || child.wait().unwrap().code());
+    made.0.kill(Duration::from_secs(10)).unwrap();
+    assert_eq!(waiter.join().unwrap(), None);
+    made.0.remove().unwrap();
+    assert!(!made.0.exists());
+}
+
 #[test]
 fn limits_up_and_down() {
     let made = Made::new("limits");
