@@ -46,6 +46,7 @@ pub(crate) use relabel::relabel;
 pub(crate) use remove::{end_without_shim, remove, tree as delete_tree};
 pub(crate) use snapshot::Layout;
 pub use snapshot::{ContainerSnapshot, ContainerState};
+pub(crate) use spec::mounted_below;
 pub(crate) use start::start;
 pub(crate) use stop::{kill, stop};
 pub use tools::{Handler, Restores};

@@ -54,6 +54,14 @@ pub enum Error {
         /// Containers.
         users: Vec<String>,
     },
+    /// Something is mounted on it, or in it.
+    #[error("volume {name} has a mount at {}: unmount it first, what is in it is not the volume's", path.display())]
+    Mounted {
+        /// The volume.
+        name: String,
+        /// The mount.
+        path: PathBuf,
+    },
     /// Too many.
     #[error("there are {MOST} volumes already: `berth volume prune` removes those that nothing uses")]
     TooMany,
@@ -82,7 +90,7 @@ impl Classify for Error {
             Self::Name(_) | Self::Labels => Kind::InvalidArgument,
             Self::NotFound(_) => Kind::NotFound,
             Self::Exists(_) => Kind::AlreadyExists,
-            Self::InUse { .. } => Kind::FailedPrecondition,
+            Self::InUse { .. } | Self::Mounted { .. } => Kind::FailedPrecondition,
             Self::TooMany => Kind::ResourceExhausted,
             Self::Io { .. } => Kind::Internal,
         }
@@ -134,9 +142,9 @@ impl Volumes {
         std::fs::create_dir_all(&directory).map_err(Error::io("making", &directory))?;
         for entry in std::fs::read_dir(&directory).map_err(Error::io("reading", &directory))?.flatten() {
             if entry.file_name().as_encoded_bytes().starts_with(b".")
-                && let Err(error) = std::fs::remove_dir_all(entry.path())
+                && let Err(error) = crate::container::delete_tree(&entry.path())
             {
-                tracing::warn!(%error, path = %entry.path().display(), "what is left of a volume stays");
+                tracing::warn!(error = crate::error::chain(&error), "what is left of a volume stays");
             }
         }
         Ok(Self(Arc::new(Inner { directory, change: Mutex::new(()), serial: AtomicU64::new(0) })))
@@ -275,6 +283,12 @@ impl Volumes {
             return Err(Error::InUse { name: name.to_owned(), users });
         }
         let (home, aside) = (self.home(name)?, self.aside(name));
+        // A disk or a share that somebody mounted there: its files are not ours to delete.
+        let mounted =
+            crate::container::mounted_below(&home).map_err(Error::io("looking for mounts below", &home))?;
+        if let Some(path) = mounted {
+            return Err(Error::Mounted { name: name.to_owned(), path });
+        }
         std::fs::rename(&home, &aside).map_err(Error::io("removing", &home))?;
         sync(&self.0.directory);
         std::fs::remove_dir_all(&aside).map_err(Error::io("removing", &aside))
@@ -358,6 +372,27 @@ mod tests {
         std::fs::write(other.path.join("mine"), "x").unwrap();
         volumes.ready("other", fill("image")).unwrap();
         assert!(!other.path.join("file").exists());
+    }
+
+    #[test]
+    fn what_is_mounted_in_one_is_not_deleted_with_it() {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        let (_root, volumes) = volumes();
+        let path = volumes.create("data", &BTreeMap::new()).unwrap().path;
+        // The mount is one of a thread's own: nobody else sees it.
+        let test = std::thread::spawn(move || {
+            let none: Option<&str> = None;
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("share"), &path, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            std::fs::write(path.join("precious"), "x").unwrap();
+            let refused = volumes.remove("data", |_| Vec::new());
+            assert!(matches!(refused, Err(Error::Mounted { path: at, .. }) if at == path));
+            assert!(path.join("precious").exists());
+            umount2(&path, MntFlags::MNT_DETACH).unwrap();
+            volumes.remove("data", |_| Vec::new()).unwrap();
+        });
+        test.join().unwrap();
     }
 
     #[test]

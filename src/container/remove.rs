@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::error::Error;
+use super::spec;
 use super::tools::Tools;
 use crate::cgroup::Cgroup;
 use crate::proto::berth::v1::ContainerRecord;
@@ -122,7 +123,7 @@ fn discard(directory: &Path, trash: &Path) -> Result<(), Error> {
 /// is in a mount is not ours to delete.
 pub(crate) fn tree(directory: &Path) -> Result<(), Error> {
     let failed = |source| Error::Path { action: "deleting", path: directory.to_owned(), source };
-    if let Some(mount) = mounted_below(directory) {
+    if let Some(mount) = spec::mounted_below(directory).map_err(failed)? {
         return Err(Error::Path {
             action: "deleting a directory that has a mount below it:",
             path: mount,
@@ -133,12 +134,6 @@ pub(crate) fn tree(directory: &Path) -> Result<(), Error> {
         Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(failed),
     }
-}
-
-fn mounted_below(directory: &Path) -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-    points.map(PathBuf::from).find(|point| point.starts_with(directory))
 }
 
 #[cfg(test)]
@@ -164,6 +159,41 @@ mod tests {
         tree(&root.path().join("a")).unwrap();
         tree(&root.path().join("a")).unwrap();
         assert!(!root.path().join("a").exists());
+    }
+
+    /// Mounts of a thread of its own: other tests read the table as text.
+    #[test]
+    fn a_mount_is_found_by_any_name() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let root = tempfile::tempdir().unwrap();
+        let (home, link) = (root.path().join("a disk"), root.path().join("link"));
+        let target = home.join("x/mounted");
+        fs::create_dir_all(&target).unwrap();
+        std::os::unix::fs::symlink(&home, &link).unwrap();
+        let odd = root.path().join(OsStr::from_bytes(b"not-\xff-text"));
+        fs::create_dir(&odd).unwrap();
+        let test = std::thread::spawn(move || {
+            let none: Option<&str> = None;
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            let tmpfs = |at: &Path| mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            tmpfs(&target);
+            fs::write(target.join("precious"), b"x").unwrap();
+            tree(&home.join("x")).unwrap_err();
+            tree(&link.join("x")).unwrap_err();
+            tmpfs(&odd);
+            tree(&home.join("x")).unwrap_err();
+            assert!(target.join("precious").exists());
+            // A link is not what it leads to.
+            std::os::unix::fs::symlink(&target, home.join("away")).unwrap();
+            let _ = tree(&home.join("away"));
+            assert!(target.join("precious").exists());
+            umount2(&target, MntFlags::MNT_DETACH).unwrap();
+            tree(&link.join("x")).unwrap();
+            assert!(!home.join("x").exists() && tree(&link.join("none/x")).is_ok());
+        });
+        test.join().unwrap();
     }
 
     #[test]

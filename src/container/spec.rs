@@ -46,6 +46,7 @@ pub use self::etc_files::{
 };
 pub use self::host::Host;
 pub use self::input::{HandlerOptions, NamespacePaths, PodFiles, Rlimit, SeccompDefault, SpecInput, Volume};
+pub(crate) use self::mountinfo::mounted_below;
 pub(crate) use self::mounts::destination;
 pub use self::namespaces::{check_pod, host_ipc, host_network, host_pid, shares_pid};
 pub use self::resources::cap_oom_score_adj;

@@ -65,7 +65,9 @@ impl Pods {
             let old = old.filter(|path| is_old(path));
             found.extend(old.map(|path| leftover("directory", path.display())));
         }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        // A name that is no text is nobody's here.
+        let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = String::from_utf8_lossy(&mounts);
         let owned = self.owned();
         for target in mounts.lines().filter_map(|line| line.split(' ').nth(4)) {
             let owner = places.iter().find_map(|place| owner(Path::new(target), place));

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,22 @@ enum Kind {
     Private,
     Shared,
     Slave,
+}
+
+/// A mount at `directory` or below it, if there is one. Links on the way to it are followed, one at its end is not.
+///
+/// # Errors
+/// The table, or where the directory is, can't be read: nobody knows then.
+pub(crate) fn mounted_below(directory: &Path) -> io::Result<Option<PathBuf>> {
+    let parent = match directory.parent().map(Path::canonicalize) {
+        Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Some(parent) => parent?,
+        None => PathBuf::new(),
+    };
+    // The kernel tells the places of mounts without links.
+    let directory = directory.file_name().map_or(PathBuf::from("/"), |name| parent.join(name));
+    let MountTable(mounts) = MountTable::parse(&fs::read("/proc/thread-self/mountinfo")?);
+    Ok(mounts.into_iter().map(|(at, _)| at).find(|at| at.starts_with(&directory)))
 }
 
 /// Checks a path on the host; the table is read at the first need.
