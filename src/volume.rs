@@ -265,6 +265,9 @@ impl Volumes {
                 _ => {}
             }
             fill(&aside).map_err(Error::io("filling", &volume.path))?;
+            // On the disk before the record says that it is: nobody fills it again.
+            let synced = std::fs::File::open(&aside).and_then(|filled| Ok(rustix::fs::syncfs(filled)?));
+            synced.map_err(Error::io("writing to the disk", &volume.path))?;
             std::fs::rename(&aside, &volume.path).map_err(Error::io("filling", &volume.path))?;
         }
         write(&home, &Record { used: true, ..record })?;
