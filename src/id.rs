@@ -36,6 +36,11 @@ pub fn resolve<'a>(wanted: &str, keys: impl Iterator<Item = &'a String>) -> Opti
     found
 }
 
+/// Whether `wanted` is no whole identifier, and the beginning of more than one of `keys`.
+pub fn is_ambiguous<'a>(wanted: &str, keys: impl Iterator<Item = &'a String>) -> bool {
+    !wanted.is_empty() && wanted.len() < LENGTH && keys.filter(|key| key.starts_with(wanted)).nth(1).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -58,5 +63,9 @@ mod tests {
         assert_eq!(resolve("ab", keys.iter()), None);
         assert_eq!(resolve("x", keys.iter()), None);
         assert_eq!(resolve("", keys.iter()), None);
+        assert!(is_ambiguous("ab", keys.iter()));
+        for one in ["abc", "abd2", "x", ""] {
+            assert!(!is_ambiguous(one, keys.iter()), "{one}");
+        }
     }
 }

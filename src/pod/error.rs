@@ -19,6 +19,14 @@ pub enum Error {
         /// As the request names it.
         id: String,
     },
+    /// More than one has an id that begins so.
+    #[error("{id:?} is the beginning of more than one {what}'s id: write more of it")]
+    Ambiguous {
+        /// "pod sandbox" or "container".
+        what: &'static str,
+        /// As the request names it.
+        id: String,
+    },
     /// The request lacks a field.
     #[error("{0} is missing")]
     Missing(&'static str),
@@ -169,9 +177,11 @@ impl Classify for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::NotFound { .. } | Self::NotConnected { .. } => Kind::NotFound,
-            Self::Missing(_) | Self::NoHandler { .. } | Self::Port { .. } | Self::Networks { .. } => {
-                Kind::InvalidArgument
-            }
+            Self::Missing(_)
+            | Self::Ambiguous { .. }
+            | Self::NoHandler { .. }
+            | Self::Port { .. }
+            | Self::Networks { .. } => Kind::InvalidArgument,
             Self::AlreadyExists { .. } | Self::Conflict { .. } => Kind::AlreadyExists,
             Self::HostNetwork(_) | Self::PodState { .. } | Self::ContainerState { .. } => {
                 Kind::FailedPrecondition

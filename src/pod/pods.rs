@@ -201,7 +201,7 @@ impl Pods {
     pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), Error> {
         match self.shared.pod(id) {
             Some(handle) => gone_is_fine(ask(&handle, |reply| Request::StopPod { reply }).await),
-            None => Ok(()),
+            None => none_is_fine(self.shared.no_pod(id)),
         }
     }
 
@@ -212,7 +212,7 @@ impl Pods {
     pub async fn remove_pod_sandbox(&self, id: &str) -> Result<(), Error> {
         match self.shared.pod(id) {
             Some(handle) => gone_is_fine(ask(&handle, |reply| Request::RemovePod { reply }).await),
-            None => Ok(()),
+            None => none_is_fine(self.shared.no_pod(id)),
         }
     }
 
@@ -237,7 +237,7 @@ impl Pods {
         if config.metadata.is_none() {
             return Err(Error::Missing("config.metadata"));
         }
-        let handle = self.shared.pod(pod_id).ok_or_else(|| no_pod(pod_id))?;
+        let handle = self.shared.pod(pod_id).ok_or_else(|| self.shared.no_pod(pod_id))?;
         let config = Box::new(config);
         ask(&handle, |reply| Request::Create { config, reply }).await.unwrap_or_else(|| Err(no_pod(pod_id)))
     }
@@ -247,7 +247,7 @@ impl Pods {
     /// # Errors
     /// [`container::Error::CannotRun`] with the reason: the container has then ended.
     pub async fn start_container(&self, id: &str) -> Result<(), Error> {
-        let (id, handle) = self.shared.container(id).ok_or_else(|| no_container(id))?;
+        let (id, handle) = self.shared.container(id).ok_or_else(|| self.shared.no_container(id))?;
         let error = no_container(&id);
         ask(&handle, |reply| Request::Start { id, reply }).await.unwrap_or(Err(error))
     }
@@ -261,7 +261,7 @@ impl Pods {
             Some((id, handle)) => {
                 gone_is_fine(ask(&handle, |reply| Request::Stop { id, grace, reply }).await)
             }
-            None => Ok(()),
+            None => none_is_fine(self.shared.no_container(id)),
         }
     }
 
@@ -272,7 +272,7 @@ impl Pods {
     pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
         match self.shared.container(id) {
             Some((id, handle)) => gone_is_fine(ask(&handle, |reply| Request::Remove { id, reply }).await),
-            None => Ok(()),
+            None => none_is_fine(self.shared.no_container(id)),
         }
     }
 
@@ -297,7 +297,7 @@ impl Pods {
         if command.is_empty() {
             return Err(Error::Missing("cmd"));
         }
-        let (_, container) = self.container(id).ok_or_else(|| no_container(id))?;
+        let (_, container) = self.container(id).ok_or_else(|| self.shared.no_container(id))?;
         let shim = running(&container, "ExecSync")?;
         let exec = crate::id::generate()?;
         Ok(container::exec_sync(&container, shim, exec, command, limit).await?)
@@ -308,7 +308,7 @@ impl Pods {
     /// # Errors
     /// [`Error::ContainerState`] when it does not run.
     pub async fn reopen_container_log(&self, id: &str) -> Result<(), Error> {
-        let (_, container) = self.container(id).ok_or_else(|| no_container(id))?;
+        let (_, container) = self.container(id).ok_or_else(|| self.shared.no_container(id))?;
         let shim = running(&container, "ReopenContainerLog")?;
         shim.reopen_log().await.map_err(|error| Error::Container(error.into()))
     }
@@ -320,7 +320,7 @@ impl Pods {
     /// [`Error::ContainerState`] when it does not run.
     pub async fn signal_container(&self, id: &str, signal: i32) -> Result<(), Error> {
         const CALL: &str = "Kill";
-        let (_, container) = self.container(id).ok_or_else(|| no_container(id))?;
+        let (_, container) = self.container(id).ok_or_else(|| self.shared.no_container(id))?;
         let shim = running(&container, CALL)?;
         match shim.kill("", signal, signal == libc::SIGKILL).await {
             // It ended meanwhile.
@@ -345,14 +345,14 @@ impl Pods {
         location: PathBuf,
         limit: Option<Duration>,
     ) -> Result<(), Error> {
-        let (pod, container) = self.container(id).ok_or_else(|| no_container(id))?;
+        let (pod, container) = self.container(id).ok_or_else(|| self.shared.no_container(id))?;
         let shim = running(&container, "CheckpointContainer")?.clone();
         let handler = match pod.runtime_handler.as_str() {
             "" => &self.shared.default_handler,
             name => name,
         };
         let handler = self.shared.handlers.get(handler).cloned();
-        let handler = handler.ok_or_else(|| no_container(id))?;
+        let handler = handler.ok_or_else(|| self.shared.no_container(id))?;
         let subject = container::Subject { container, pod: Arc::clone(&pod.config), handler, shim };
         container::checkpoint(&self.shared.tools, subject, location, limit)
             .await
@@ -374,7 +374,7 @@ impl Pods {
         network: &str,
         options: EndpointOptions,
     ) -> Result<(), Error> {
-        let handle = self.shared.pod(id).ok_or_else(|| no_pod(id))?;
+        let handle = self.shared.pod(id).ok_or_else(|| self.shared.no_pod(id))?;
         let (network, options) = (network.to_owned(), Box::new(options));
         ask(&handle, |reply| Request::Connect { network, options, reply })
             .await
@@ -386,7 +386,7 @@ impl Pods {
     /// # Errors
     /// As [`Pods::connect_network`]; [`Error::NotConnected`].
     pub async fn disconnect_network(&self, id: &str, network: &str) -> Result<(), Error> {
-        let handle = self.shared.pod(id).ok_or_else(|| no_pod(id))?;
+        let handle = self.shared.pod(id).ok_or_else(|| self.shared.no_pod(id))?;
         let network = network.to_owned();
         ask(&handle, |reply| Request::Disconnect { network, reply }).await.unwrap_or_else(|| Err(no_pod(id)))
     }
@@ -455,7 +455,7 @@ impl Pods {
         resources: LinuxContainerResources,
         tell: bool,
     ) -> Result<(), Error> {
-        let (id, handle) = self.shared.container(id).ok_or_else(|| no_container(id))?;
+        let (id, handle) = self.shared.container(id).ok_or_else(|| self.shared.no_container(id))?;
         let error = no_container(&id);
         let resources = Box::new(resources);
         ask(&handle, |reply| Request::Update { id, resources, tell, reply }).await.unwrap_or(Err(error))
@@ -471,7 +471,7 @@ impl Pods {
         overhead: Option<LinuxContainerResources>,
         resources: Option<LinuxContainerResources>,
     ) -> Result<(), Error> {
-        let handle = self.shared.pod(id).ok_or_else(|| no_pod(id))?;
+        let handle = self.shared.pod(id).ok_or_else(|| self.shared.no_pod(id))?;
         let (overhead, resources) = (overhead.map(Box::new), resources.map(Box::new));
         ask(&handle, |reply| Request::UpdatePod { overhead, resources, reply })
             .await
@@ -523,6 +523,11 @@ fn running<'a>(container: &'a ContainerSnapshot, call: &'static str) -> Result<&
 
 fn gone_is_fine(answer: Option<Result<(), Error>>) -> Result<(), Error> {
     answer.unwrap_or(Ok(()))
+}
+
+/// CRI: what is not there is stopped, and removed. What is there twice is neither.
+fn none_is_fine(error: Error) -> Result<(), Error> {
+    if matches!(error, Error::NotFound { .. }) { Ok(()) } else { Err(error) }
 }
 
 fn no_pod(id: &str) -> Error {

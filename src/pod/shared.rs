@@ -81,6 +81,16 @@ impl Shared {
         crate::id::resolve(id, pods.keys()).and_then(|id| pods.get(id)).cloned()
     }
 
+    /// Why there is no pod of that id.
+    pub(super) fn no_pod(&self, id: &str) -> Error {
+        missing("pod sandbox", id, crate::id::is_ambiguous(id, self.pods.read().keys()))
+    }
+
+    /// Why there is no container of that id.
+    pub(super) fn no_container(&self, id: &str) -> Error {
+        missing("container", id, crate::id::is_ambiguous(id, self.containers.read().keys()))
+    }
+
     /// The container's full id, and its pod.
     pub(super) fn container(&self, id: &str) -> Option<(String, Handle)> {
         let containers = self.containers.read();
@@ -88,4 +98,9 @@ impl Shared {
         let handle = self.pod(containers.get(id)?)?;
         Some((id.clone(), handle))
     }
+}
+
+fn missing(what: &'static str, id: &str, ambiguous: bool) -> Error {
+    let id = id.to_owned();
+    if ambiguous { Error::Ambiguous { what, id } } else { Error::NotFound { what, id } }
 }

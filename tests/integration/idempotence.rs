@@ -1,10 +1,12 @@
 //! Calls that come twice, together or after each other.
 
+use k8s_cri::v1::{NamespaceMode, PodSandboxState};
 use libtest_mimic::Trial;
 use tonic::Code;
 
 use crate::support::World;
 use crate::support::container;
+use crate::support::spec::PodOptions;
 use crate::support::world::assert_code;
 use crate::trials;
 
@@ -13,6 +15,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         what_is_gone_is_stopped_and_removed,
         a_retry_joins_the_call_under_way,
         taken_metadata_is_refused,
+        a_prefix_of_two_is_none,
         a_failed_create_frees_the_metadata,
         stops_and_removes_together,
         a_caller_that_goes_away,
@@ -78,6 +81,37 @@ async fn taken_metadata_is_refused(world: &mut World) {
     // Removed metadata is free again.
     world.remove_container(&id).await.unwrap();
     world.create(&pod_id, &pod, &config).await.unwrap();
+}
+
+/// Who shortens an id too much is told so: success would mean that the pod is stopped.
+async fn a_prefix_of_two_is_none(world: &mut World) {
+    if !world.is_berth() {
+        return;
+    }
+    let mut pods: Vec<String> = Vec::new();
+    // Sixteen first digits: at the seventeenth pod at the latest.
+    let prefix = loop {
+        let mut pod = world.pod(&format!("prefix-{}", pods.len()));
+        pod.security().namespace_options.as_mut().unwrap().network = NamespaceMode::Node.into();
+        let id = world.run_pod(&pod).await.unwrap();
+        let first = id[..1].to_owned();
+        let taken = pods.iter().any(|other| other.starts_with(&first));
+        pods.push(id);
+        if taken {
+            break first;
+        }
+    };
+    for answer in [world.stop_pod(&prefix).await, world.remove_pod(&prefix).await] {
+        assert!(assert_code(answer, Code::InvalidArgument).contains("more than one"));
+    }
+    let ready = i32::from(PodSandboxState::SandboxReady);
+    for pod in world.list_pods().await.unwrap() {
+        assert_eq!(pod.state, ready);
+    }
+    // None at all is stopped and removed already.
+    let none = "no-such-pod";
+    world.stop_pod(none).await.unwrap();
+    world.remove_pod(none).await.unwrap();
 }
 
 async fn a_failed_create_frees_the_metadata(world: &mut World) {
