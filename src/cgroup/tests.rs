@@ -131,6 +131,12 @@ fn limits_up_and_down() {
     // Swap not said, limit above the old sum.
     let resources = LinuxContainerResources { memory_limit_in_bytes: 256 * MEGABYTE, ..Default::default() };
     update(&made.0, &resources).unwrap();
+    // Nor here, and there was none: there is none after a cut.
+    let resources = LinuxContainerResources { memory_limit_in_bytes: 64 * MEGABYTE, ..Default::default() };
+    update(&made.0, &resources).unwrap();
+    if made.0.directory("memory").join("memory.memsw.limit_in_bytes").exists() {
+        assert_eq!(made.file("memory", "memory.memsw.limit_in_bytes"), (64 * MEGABYTE).to_string());
+    }
     let cpus = made.file("cpuset", if unified { "cpuset.cpus.effective" } else { "cpuset.cpus" });
     assert!(!cpus.is_empty());
     let resources = LinuxContainerResources { cpuset_cpus: "0".into(), ..Default::default() };

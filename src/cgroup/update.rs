@@ -125,9 +125,12 @@ fn memory_v1(directory: &Path, resources: &LinuxContainerResources) -> Result<()
         Ok(read(file)?.trim().parse().unwrap_or(i64::MAX))
     };
     let amount = |value: i64| if value < 0 { i64::MAX } else { value };
-    if sum == 0 && limit != 0 && sum_file.exists() && amount(limit) > now(&sum_file)? {
-        // Nothing said of swap, but the old sum is in the way: the sum grows with the limit.
-        sum = limit;
+    if sum == 0 && limit != 0 && sum_file.exists() {
+        let old = now(&sum_file)?;
+        // Nothing said of swap: who had none stays without, and an old sum that is in the way grows with the limit.
+        if amount(limit) > old || old == now(&limit_file)? {
+            sum = limit;
+        }
     }
     let raise = sum != 0 && amount(sum) > now(&sum_file)?;
     if raise {

@@ -101,6 +101,10 @@ fn memory(
     }
     let mut memory = LinuxMemory::default();
     memory.set_limit((limit != 0).then_some(limit));
+    if swap == 0 && limit > 0 && host.swap {
+        // Who limits memory and says nothing of swap gets none, as containerd and CRI-O have it.
+        memory.set_swap(Some(limit));
+    }
     if swap != 0 {
         if host.swap {
             memory.set_swap(Some(swap));
@@ -231,6 +235,19 @@ mod tests {
         assert_eq!((cpu.cpus().as_deref(), cpu.mems().as_deref()), (Some("0-1,3"), None));
         let memory = resources.memory().as_ref().unwrap();
         assert_eq!((memory.limit(), memory.swap()), (Some(1 << 20), Some(1 << 20)));
+    }
+
+    #[test]
+    fn who_says_nothing_of_swap_gets_none() {
+        let mut fixture = fixture(|r| r.memory_limit_in_bytes = 1 << 20);
+        fixture.host.swap = true;
+        let swap = |fixture: &Fixture| built(fixture).memory().as_ref().unwrap().swap();
+        assert_eq!(swap(&fixture), Some(1 << 20));
+        fixture.resources().memory_swap_limit_in_bytes = -1;
+        assert_eq!(swap(&fixture), Some(-1));
+        fixture.resources().memory_swap_limit_in_bytes = 0;
+        fixture.host.swap = false;
+        assert_eq!(swap(&fixture), None);
     }
 
     #[test]
