@@ -168,17 +168,13 @@ fn is_cgroup_file(name: &str) -> bool {
 /// The `oom_score_adj` of the process. Without CAP_SYS_RESOURCE the kernel refuses to go below our own: then ours is
 /// taken, and a note says so.
 pub(super) fn oom_score_adj(input: &SpecInput<'_>, notes: &mut Vec<String>) -> Result<Option<i32>, Error> {
-    let Some(asked) = input.container.linux.as_ref().and_then(|l| l.resources.as_ref()) else {
-        return Ok(None);
-    };
-    let value =
-        i32::try_from(asked.oom_score_adj).ok().filter(|v| (-1000..=1000).contains(v)).ok_or_else(|| {
-            Error::invalid(
-                "linux.resources.oom_score_adj",
-                asked.oom_score_adj.to_string(),
-                "must be from -1000 to 1000",
-            )
-        })?;
+    // Who says nothing gets 0: ours, which a service manager may have made next to untouchable, is not for containers.
+    let asked = input.container.linux.as_ref().and_then(|l| l.resources.as_ref());
+    let asked = asked.map_or(0, |resources| resources.oom_score_adj);
+    let value = i32::try_from(asked).ok().filter(|v| (-1000..=1000).contains(v)).ok_or_else(|| {
+        let reason = "must be from -1000 to 1000";
+        Error::invalid("linux.resources.oom_score_adj", asked.to_string(), reason)
+    })?;
     let (value, note) = cap_oom_score_adj(input.host, value);
     notes.extend(note);
     Ok(Some(value))
@@ -329,6 +325,8 @@ mod tests {
         assert_eq!(oom_score_adj(&fixture.input(), &mut notes).unwrap(), Some(-998));
         fixture.resources().oom_score_adj = 1001;
         assert!(oom_score_adj(&fixture.input(), &mut notes).is_err());
-        assert_eq!(oom_score_adj(&Fixture::new().input(), &mut notes).unwrap(), None);
+        fixture = Fixture::new();
+        (fixture.host.may_exceed, fixture.host.oom_score_adj) = (true, -999);
+        assert_eq!(oom_score_adj(&fixture.input(), &mut notes).unwrap(), Some(0), "not that of the daemon");
     }
 }
