@@ -56,9 +56,7 @@ pub(crate) async fn exec_sync(
     let (stderr, stderr_writer) = output_pipe()?;
     let stdio =
         ExecStdio { stdout: path_of(&stdout_writer), stderr: path_of(&stderr_writer), ..Default::default() };
-    shim.exec(&exec, process, stdio).await?;
-    // From here on the shim knows the exec: whatever happens, also when this future is dropped, it is freed.
-    let mut guard = Guard { shim: Some(shim.clone()), exec };
+    let mut guard = Guard::exec(shim, exec, process, stdio).await?;
     shim.start(&guard.exec).await?;
     drop((stdout_writer, stderr_writer));
 
@@ -96,6 +94,18 @@ struct Guard {
 }
 
 impl Guard {
+    /// Makes the exec known to the shim. From the moment it is asked, whatever happens, also when this future is dropped before
+    /// the answer, the exec is freed: a shim has places for so many.
+    async fn exec(shim: &Shim, exec: String, process: Vec<u8>, stdio: ExecStdio) -> Result<Self, Error> {
+        let mut guard = Self { shim: Some(shim.clone()), exec };
+        let known = shim.exec(&guard.exec, process, stdio).await;
+        if known.as_ref().is_err_and(|error| !matches!(error, crate::shim::Error::TimedOut { .. })) {
+            guard.shim = None;
+        }
+        known?;
+        Ok(guard)
+    }
+
     /// The caller has his answer: he does not wait for the exec's cgroup to go.
     fn ended(&mut self) {
         let Some(shim) = self.shim.take() else { return };

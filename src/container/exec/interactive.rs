@@ -109,8 +109,7 @@ pub(crate) async fn exec_start(
     };
     let stdout = output(streams.stdout, &mut stdio.stdout)?;
     let stderr = output(streams.stderr && !streams.tty, &mut stdio.stderr)?;
-    shim.exec(&exec, process, stdio).await?;
-    let guard = Guard { shim: Some(shim.clone()), exec };
+    let guard = Guard::exec(shim, exec, process, stdio).await?;
     shim.start(&guard.exec).await?;
     // The shim has opened them by their paths.
     drop(handed);
