@@ -2,7 +2,19 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A descriptor that can be waited for until there is something to read from it, as from that of a process that has ended.
+///
+/// # Errors
+/// The kernel knows no waiting for it.
+pub(crate) fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: it is owned, and nobody else has it: it stays open, and the same file, for as long as what is returned lives.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
+}
 
 /// Makes a mount that is open as `tree` read-only (mount_setattr(2), Linux 5.12, which no crate of ours wraps).
 ///

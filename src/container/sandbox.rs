@@ -69,11 +69,17 @@ pub(crate) async fn end(tools: &Tools, record: &ContainerRecord) -> Vec<Error> {
     remove(tools, record).await
 }
 
-/// Whether it runs.
-pub(crate) async fn runs(tools: &Tools, id: &str) -> bool {
-    match Shim::connect(id, &tools.layout(id).bundle) {
-        Ok(shim) => matches!(shim.state().await, Ok(TaskState::Running { .. })),
-        Err(_) => false,
+/// Whether it runs. One whose shim does not answer within `limit` is taken to: nothing says that it ended.
+pub(crate) async fn runs(tools: &Tools, id: &str, limit: Duration) -> bool {
+    let Ok(shim) = Shim::connect(id, &tools.layout(id).bundle) else { return false };
+    let answer = tokio::time::timeout(limit, shim.state()).await;
+    answer.map_or(true, |state| matches!(state, Ok(TaskState::Running { .. })))
+}
+
+/// Returns when it has ended, or its shim.
+pub(crate) async fn ended(tools: &Tools, id: &str) {
+    if let Ok(shim) = Shim::connect(id, &tools.layout(id).bundle) {
+        let _ = shim.wait("").await;
     }
 }
 

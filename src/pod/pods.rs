@@ -165,6 +165,7 @@ impl Pods {
                                 record: made.record,
                                 surroundings: made.surroundings,
                                 slots: Vec::new(),
+                                left: false,
                             };
                             let handle = task::spawn(Arc::clone(&shared), start);
                             let snapshot = Arc::clone(&handle.snapshot.borrow());

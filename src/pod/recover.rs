@@ -109,6 +109,7 @@ async fn take_up(
             return;
         }
     };
+    let mut left = false;
     if record.phase() == PodPhase::PodReady
         && !(sandbox::intact(shared, &record, &config)
             && (!handler.sandbox || container::sandbox::runs(&shared.tools, &record.id).await))
@@ -117,7 +118,9 @@ async fn take_up(
             pod = record.id,
             "the pod's namespaces, or what stands for it, are gone: it is not ready"
         );
-        found.errors.extend(sandbox::stop(shared, &record).await);
+        let errors = sandbox::stop(shared, &record).await;
+        left = !errors.is_empty();
+        found.errors.extend(errors);
         record.phase = PodPhase::PodNotReady.into();
         found.errors.extend(shared.records.put(&record.id, &record).await.map_err(Error::Record).err());
     }
@@ -140,7 +143,7 @@ async fn take_up(
     }
     let id = record.id.clone();
     let surroundings = Arc::new(sandbox::surroundings(shared, &record, config, handler));
-    let start = task::Start { record, surroundings, slots };
+    let start = task::Start { record, surroundings, slots, left };
     shared.register(&id, task::spawn(Arc::clone(shared), start));
 }
 

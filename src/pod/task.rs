@@ -84,6 +84,8 @@ enum Done {
         errors: Vec<Error>,
         operation: Option<Arc<dyn Operation>>,
     },
+    /// The process, or container, ended that all others of the pod live by.
+    SandboxEnded,
     /// New resources of the pod were told, or refused.
     PodUpdateTold {
         overhead: Option<Box<LinuxContainerResources>>,
@@ -138,6 +140,10 @@ pub(super) struct Task {
     /// The job that takes the sandbox down, or removes it, runs.
     pod_busy: bool,
     removed: bool,
+    /// The sandbox has lost what its containers live by.
+    lost: bool,
+    /// A stop left something behind: the next one goes on with it.
+    left: bool,
 }
 
 struct Creating {
@@ -151,6 +157,8 @@ pub(super) struct Start {
     pub(super) surroundings: Arc<Surroundings>,
     /// Containers found again after a restart.
     pub(super) slots: Vec<Slot>,
+    /// The pod is not ready, and something of its sandbox is left.
+    pub(super) left: bool,
 }
 
 /// Starts the task of a pod.
@@ -176,10 +184,13 @@ pub(super) fn spawn(shared: Arc<Shared>, start: Start) -> Handle {
         told_remove: false,
         pod_busy: false,
         removed: false,
+        lost: false,
+        left: start.left,
     };
     for slot in start.slots {
         task.adopt(slot);
     }
+    task.watch_sandbox();
     task.publish();
     tokio::spawn(task.run(inbox));
     Handle { requests, snapshot: published }
@@ -244,6 +255,7 @@ impl Task {
             Done::Removed { id, errors, operation: _held } => self.container_removed(&id, errors),
             Done::PodStopped { errors, operation: _held } => self.pod_stopped(errors),
             Done::PodRemoved { errors, operation: _held } => self.pod_removed(errors),
+            Done::SandboxEnded => self.sandbox_ended(),
             Done::PodUpdateTold { overhead, resources, result, reply, operation } => match result {
                 Ok(()) => self.record_pod_update(overhead, resources, reply, operation),
                 Err(refusal) => {

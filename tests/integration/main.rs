@@ -63,6 +63,7 @@ mod streaming_forward;
 mod streaming_idle;
 mod streaming_peers;
 mod streaming_tls;
+mod stuck;
 mod system;
 mod traces;
 mod userns;
@@ -133,6 +134,7 @@ fn main() {
             streaming_idle::trials(),
             streaming_peers::trials(),
             streaming_tls::trials(),
+            stuck::trials(),
             traces::trials(),
             system::trials(),
             userns::trials(),

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use super::containers::answer_all;
 use super::lifecycle::tell_pod;
 use super::{Done, Phase, Task};
+use crate::container::{self, spec};
 use crate::pod::error::Error;
 use crate::pod::event::EventKind;
+use crate::pod::init;
 use crate::pod::lifecycle::PodStep;
 use crate::pod::request::Reply;
 use crate::pod::sandbox;
@@ -14,8 +16,43 @@ use crate::pod::slot::Slot;
 use crate::proto::berth::v1::{ContainerPhase, PodPhase};
 
 impl Task {
+    /// Notices the end of what all containers of a ready pod live by, where there is such a thing.
+    pub(super) fn watch_sandbox(&mut self) {
+        if self.phase != Phase::Ready {
+            return;
+        }
+        let tools = Arc::clone(&self.shared.tools);
+        let id = self.record.id.clone();
+        if spec::shares_pid(&self.config) {
+            let (pid, pin) = (self.record.init_pid, self.surroundings.pid.clone().unwrap_or_default());
+            self.job(async move {
+                init::ended(pid, pin).await;
+                Done::SandboxEnded
+            });
+        }
+        if self.surroundings.handler.sandbox {
+            self.job(async move {
+                container::sandbox::ended(&tools, &id).await;
+                Done::SandboxEnded
+            });
+        }
+    }
+
+    /// No container can be made in it any more: whoever asked for the pod makes another when this one is not ready.
+    pub(super) fn sandbox_ended(&mut self) {
+        self.lost = true;
+        if self.phase == Phase::Ready {
+            tracing::warn!(
+                pod = self.record.id,
+                "what the pod's containers live by has ended: it is stopped"
+            );
+            self.begin_stop();
+        }
+    }
+
     pub(super) fn stop_pod(&mut self, reply: Reply<()>) {
-        if self.phase == Phase::NotReady {
+        let runs = |slot: &Slot| slot.phase() == ContainerPhase::ContainerRunning;
+        if self.phase == Phase::NotReady && !self.left && !self.containers.values().any(runs) {
             let _ = reply.send(Ok(()));
             return;
         }
@@ -33,9 +70,10 @@ impl Task {
     }
 
     fn begin_stop(&mut self) {
-        if self.phase != Phase::Ready {
+        if self.phase == Phase::Stopping || self.pod_busy {
             return;
         }
+        self.lost |= self.phase == Phase::NotReady;
         self.phase = Phase::Stopping;
         self.publish();
         let running: Vec<_> = self
@@ -100,6 +138,7 @@ impl Task {
             return;
         }
         self.phase = Phase::NotReady;
+        self.left = false;
         self.record.phase = PodPhase::PodNotReady.into();
         self.publish();
         let id = self.record.id.clone();
@@ -153,7 +192,8 @@ impl Task {
     /// Tells all who wait for the pod's end that it did not come to it. They can try again.
     pub(super) fn give_up_pod(&mut self, error: Error) {
         if self.phase == Phase::Stopping {
-            self.phase = Phase::Ready;
+            self.phase = if self.lost { Phase::NotReady } else { Phase::Ready };
+            self.left = true;
             self.publish();
         }
         let replies = self.stop_replies.drain(..).chain(self.remove_replies.drain(..)).collect();
