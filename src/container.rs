@@ -35,7 +35,7 @@ pub(crate) use adjust::Adjust;
 pub use checkpoint::Error as CheckpointError;
 pub(crate) use checkpoint::{Subject, checkpoint};
 pub use copy::{Error as CopyError, Files, Found, PLACES as COPY_PLACES};
-pub(crate) use create::{Creation, Making, creation_done, make};
+pub(crate) use create::{Creation, Making, creation_done, creation_under_way, make};
 pub use criu::{CheckpointOptions, CheckpointState};
 pub use error::Error;
 pub use exec::{ExecOutput, MAX_OUTPUT};

@@ -48,6 +48,11 @@ pub(crate) fn creation_done(pid: u32) -> Creation {
     futures::future::ready(Ok(pid)).boxed().shared()
 }
 
+/// A creation that an earlier daemon began, and whose shim has not answered since.
+pub(crate) fn creation_under_way(shim: Shim) -> Creation {
+    async move { shim.state().await.map(|_| 0).map_err(Arc::new) }.boxed().shared()
+}
+
 /// Makes container `id`, as `adjust` changes it if there is one. When a step fails, all before it is undone.
 ///
 /// # Errors

@@ -14,6 +14,8 @@ use crate::shim::Shim;
 
 /// How long the processes of a container whose shim is gone have to die.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// How long its shim has to answer.
+const ANSWER: Duration = Duration::from_secs(30);
 /// How long its shim has to end, and how often it is asked.
 const SHIM_LIMIT: Duration = Duration::from_secs(15);
 const SHIM_STEP: Duration = Duration::from_millis(10);
@@ -60,7 +62,12 @@ async fn through_shim(record: &ContainerRecord, bundle: &Path) {
     // A shim that is just creating its container has nothing yet that could be killed, and does not end before it is done:
     // it is asked until it is gone.
     while let Ok(shim) = Shim::connect(&record.id, bundle) {
-        let killed = shim.kill("", libc::SIGKILL, true).await;
+        let killed = tokio::time::timeout(ANSWER, shim.kill("", libc::SIGKILL, true)).await;
+        let Ok(killed) = killed else {
+            // Nor would it answer the next question: the kernel is asked instead.
+            tracing::warn!(container = record.id, "the shim does not answer");
+            break;
+        };
         if killed.is_ok() {
             let _ = tokio::time::timeout(KILL_LIMIT, shim.wait("")).await;
         }

@@ -9,6 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::future::join_all;
+
 use super::error::Error;
 use super::pods::Pods;
 use super::runs::{Key, Run};
@@ -21,6 +24,10 @@ use crate::image::ChainId;
 use crate::proto::berth::v1::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
 use crate::shim::{Shim, TaskState};
 
+/// Pods that are looked at side by side: one whose shim is stuck holds nobody up.
+const AT_ONCE: usize = 32;
+/// How long a shim has to say how its container is.
+const ANSWER: Duration = Duration::from_secs(4);
 /// A shim that is just creating its container says so only when it is done.
 const SETTLE: Duration = Duration::from_secs(2);
 const STEP: Duration = Duration::from_millis(50);
@@ -58,13 +65,19 @@ impl Pods {
             by_pod.entry(record.pod_id.clone()).or_default().push(record);
         }
         let mut owned: HashSet<String> = HashSet::new();
-        for (id, record) in pods.records {
-            let containers = by_pod.remove(&id).unwrap_or_default();
-            take_up(shared, record, containers, &mut found, &mut owned).await;
+        let pods: Vec<_> = pods
+            .records
+            .into_iter()
+            .map(|(id, record)| (record, by_pod.remove(&id).unwrap_or_default()))
+            .collect();
+        let taking = pods.into_iter().map(|(record, containers)| take_up(shared, record, containers));
+        let mut taken = futures::stream::iter(taking).buffer_unordered(AT_ONCE);
+        while let Some((one, ids)) = taken.next().await {
+            found.add(one);
+            owned.extend(ids);
         }
-        for record in by_pod.into_values().flatten() {
-            undo_container(shared, &record, &mut found).await;
-        }
+        let stray = by_pod.into_values().flatten().collect();
+        found.add(undo_containers(shared, stray).await);
         self.sweep(&owned, &mut found).await;
         Ok(found)
     }
@@ -73,46 +86,53 @@ impl Pods {
     async fn sweep(&self, owned: &HashSet<String>, found: &mut Recovered) {
         let shared = &self.shared;
         let tools = &shared.tools;
-        for id in unowned(&tools.state.join("containers"), owned) {
-            let bundle = tools.layout(&id).bundle;
-            let record = ContainerRecord { cgroups_path: cgroups_path(&bundle), id, ..Default::default() };
-            undo_container(shared, &record, found).await;
-        }
-        for id in unowned(&tools.root.join("containers"), owned) {
-            undo_container(shared, &ContainerRecord { id, ..Default::default() }, found).await;
-        }
+        let bundles = unowned(&tools.state.join("containers"), owned).into_iter().map(|id| {
+            let cgroups_path = cgroups_path(&tools.layout(&id).bundle);
+            ContainerRecord { cgroups_path, id, ..Default::default() }
+        });
+        found.add(undo_containers(shared, bundles.collect()).await);
+        let layers = unowned(&tools.root.join("containers"), owned).into_iter();
+        let layers = layers.map(|id| ContainerRecord { id, ..Default::default() });
+        found.add(undo_containers(shared, layers.collect()).await);
         for id in unowned(&tools.state.join("pods"), owned) {
             undo_pod(shared, &PodRecord { id, ..Default::default() }, found).await;
         }
     }
 }
 
+impl Recovered {
+    fn add(&mut self, other: Self) {
+        self.pods.extend(other.pods);
+        self.containers += other.containers;
+        self.undone.extend(other.undone);
+        self.errors.extend(other.errors);
+    }
+}
+
+/// Returns what came of a pod, and the ids of what goes on.
 async fn take_up(
     shared: &Arc<Shared>,
     mut record: PodRecord,
     containers: Vec<ContainerRecord>,
-    found: &mut Recovered,
-    owned: &mut HashSet<String>,
-) {
+) -> (Recovered, Vec<String>) {
+    let (mut found, mut owned) = (Recovered::default(), Vec::new());
     let config = Arc::new(record.config.clone().unwrap_or_default());
     if matches!(record.phase(), PodPhase::PodCreating | PodPhase::PodRemoving) {
-        for container in containers {
-            undo_container(shared, &container, found).await;
-        }
-        undo_pod(shared, &record, found).await;
-        return;
+        found.add(undo_containers(shared, containers).await);
+        undo_pod(shared, &record, &mut found).await;
+        return (found, owned);
     }
     let handler = match shared.handler(&record.runtime_handler).or_else(|_| shared.handler("")) {
         Ok(handler) => handler,
         Err(error) => {
             found.errors.push(error);
-            return;
+            return (found, owned);
         }
     };
     let mut left = false;
     if record.phase() == PodPhase::PodReady
         && !(sandbox::intact(shared, &record, &config)
-            && (!handler.sandbox || container::sandbox::runs(&shared.tools, &record.id).await))
+            && (!handler.sandbox || container::sandbox::runs(&shared.tools, &record.id, ANSWER).await))
     {
         tracing::info!(
             pod = record.id,
@@ -124,17 +144,15 @@ async fn take_up(
         record.phase = PodPhase::PodNotReady.into();
         found.errors.extend(shared.records.put(&record.id, &record).await.map_err(Error::Record).err());
     }
-    let mut slots = Vec::new();
-    for container in containers {
-        if matches!(container.phase(), ContainerPhase::ContainerCreating | ContainerPhase::ContainerRemoving)
-        {
-            undo_container(shared, &container, found).await;
-        } else {
-            owned.insert(container.id.clone());
-            slots.push(settle(shared, container).await);
-        }
-    }
-    owned.insert(record.id.clone());
+    let half = |container: &ContainerRecord| {
+        matches!(container.phase(), ContainerPhase::ContainerCreating | ContainerPhase::ContainerRemoving)
+    };
+    let (half, whole): (Vec<_>, Vec<_>) = containers.into_iter().partition(half);
+    owned.extend(whole.iter().map(|container| container.id.clone()));
+    let settling = join_all(whole.into_iter().map(|container| settle(shared, container)));
+    let (undone, slots) = tokio::join!(undo_containers(shared, half), settling);
+    found.add(undone);
+    owned.push(record.id.clone());
     found.pods.insert(record.id.clone());
     found.containers += slots.len();
     if let Some(metadata) = &config.metadata {
@@ -145,6 +163,7 @@ async fn take_up(
     let surroundings = Arc::new(sandbox::surroundings(shared, &record, config, handler));
     let start = task::Start { record, surroundings, slots, left };
     shared.register(&id, task::spawn(Arc::clone(shared), start));
+    (found, owned)
 }
 
 /// Finds out what became of a container.
@@ -162,12 +181,19 @@ async fn settle(shared: &Arc<Shared>, mut record: ContainerRecord) -> Slot {
         }
     } else {
         match look(&record.id, &layout.bundle).await {
-            Some((connection, TaskState::Created)) => {
+            // It is there, and busy with something that takes long: it will tell in time.
+            Look::Silent(connection) => {
+                if record.phase() == ContainerPhase::ContainerCreated {
+                    creation = Some(container::creation_under_way(connection.clone()));
+                }
+                shim = Some(connection);
+            }
+            Look::Says(connection, TaskState::Created) => {
                 creation = Some(container::creation_done(record.pid));
                 record.phase = ContainerPhase::ContainerCreated.into();
                 shim = Some(connection);
             }
-            Some((connection, TaskState::Running { pid })) => {
+            Look::Says(connection, TaskState::Running { pid }) => {
                 record.phase = ContainerPhase::ContainerRunning.into();
                 record.pid = pid;
                 if record.started_at == 0 {
@@ -179,8 +205,8 @@ async fn settle(shared: &Arc<Shared>, mut record: ContainerRecord) -> Slot {
                 }
                 shim = Some(connection);
             }
-            Some((_, TaskState::Stopped { .. })) => ended = Some(container::ended_unseen(&layout.bundle)),
-            None if record.phase() == ContainerPhase::ContainerCreated => {
+            Look::Says(_, TaskState::Stopped { .. }) => ended = Some(container::ended_unseen(&layout.bundle)),
+            Look::Gone if record.phase() == ContainerPhase::ContainerCreated => {
                 ended = Some(Ended {
                     exit_code: 128,
                     finished_at: container::now(),
@@ -189,7 +215,7 @@ async fn settle(shared: &Arc<Shared>, mut record: ContainerRecord) -> Slot {
                     shim_lost: false,
                 });
             }
-            None => ended = Some(container::ended_unseen(&layout.bundle)),
+            Look::Gone => ended = Some(container::ended_unseen(&layout.bundle)),
         }
     }
     let mut slot = Slot::new(record, layout, shim, creation, hold);
@@ -207,31 +233,53 @@ async fn settle(shared: &Arc<Shared>, mut record: ContainerRecord) -> Slot {
     slot
 }
 
-/// Asks a container's shim for its state, giving it time to be done with a creation. `None` when no shim answers, or it
-/// has nothing.
-async fn look(id: &str, bundle: &Path) -> Option<(Shim, TaskState)> {
-    let shim = Shim::connect(id, bundle).ok()?;
+/// What came of asking a shim.
+enum Look {
+    /// It answers.
+    Says(Shim, TaskState),
+    /// It listens and does not answer: it is busy, or stuck with a disk or a mount.
+    Silent(Shim),
+    /// There is none, or it has nothing.
+    Gone,
+}
+
+/// Asks a container's shim for its state, giving it time to be done with a creation.
+async fn look(id: &str, bundle: &Path) -> Look {
+    let Ok(shim) = Shim::connect(id, bundle) else { return Look::Gone };
     let deadline = tokio::time::Instant::now() + SETTLE;
     loop {
-        match shim.state().await {
-            Ok(state) => return Some((shim, state)),
+        let Ok(answer) = tokio::time::timeout(ANSWER, shim.state()).await else {
+            tracing::warn!(container = id, "the shim does not answer: the container is left as it was");
+            return Look::Silent(shim);
+        };
+        match answer {
+            Ok(state) => return Look::Says(shim, state),
             Err(error) if error.is_gone() && tokio::time::Instant::now() < deadline => {
-                Shim::connect(id, bundle).ok()?;
+                if Shim::connect(id, bundle).is_err() {
+                    return Look::Gone;
+                }
                 tokio::time::sleep(STEP).await;
             }
             Err(error) => {
                 tracing::warn!(container = id, error = %error, "asking the shim for the container's state");
-                return None;
+                return Look::Gone;
             }
         }
     }
 }
 
-async fn undo_container(shared: &Arc<Shared>, record: &ContainerRecord, found: &mut Recovered) {
-    container::end_without_shim(&shared.tools, record).await;
-    let errors = container::remove(&shared.tools, record).await;
-    found.errors.extend(errors.into_iter().map(Error::Container));
-    found.undone.push(record.id.clone());
+async fn undo_containers(shared: &Arc<Shared>, records: Vec<ContainerRecord>) -> Recovered {
+    let undoing = records.into_iter().map(async |record| {
+        container::end_without_shim(&shared.tools, &record).await;
+        (container::remove(&shared.tools, &record).await, record.id)
+    });
+    let mut undone = futures::stream::iter(undoing).buffer_unordered(AT_ONCE);
+    let mut found = Recovered::default();
+    while let Some((errors, id)) = undone.next().await {
+        found.errors.extend(errors.into_iter().map(Error::Container));
+        found.undone.push(id);
+    }
+    found
 }
 
 async fn undo_pod(shared: &Arc<Shared>, record: &PodRecord, found: &mut Recovered) {
@@ -254,11 +302,12 @@ fn cgroups_path(bundle: &Path) -> String {
 }
 
 fn empty_trash(shared: &Arc<Shared>) {
-    let trash = shared.tools.trash();
+    // What is there now: what comes while it is emptied may be somebody's work.
+    let Ok(entries) = fs::read_dir(shared.tools.trash()) else { return };
+    let paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     tokio::task::spawn_blocking(move || {
-        let Ok(entries) = fs::read_dir(&trash) else { return };
-        for entry in entries.flatten() {
-            if let Err(error) = container::delete_tree(&entry.path()) {
+        for path in paths {
+            if let Err(error) = container::delete_tree(&path) {
                 tracing::warn!(error = crate::error::chain(&error), "emptying the trash");
             }
         }
