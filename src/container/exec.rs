@@ -56,9 +56,8 @@ pub(crate) async fn exec_sync(
     let (stderr, stderr_writer) = output_pipe()?;
     let stdio =
         ExecStdio { stdout: path_of(&stdout_writer), stderr: path_of(&stderr_writer), ..Default::default() };
-    let mut guard = Guard::exec(shim, exec, process, stdio).await?;
-    shim.start(&guard.exec).await?;
-    drop((stdout_writer, stderr_writer));
+    let mut guard = Guard::exec(shim, exec, process, stdio, vec![stdout_writer, stderr_writer]).await?;
+    guard.start().await?;
 
     let (mut kept_out, mut kept_err) = (Vec::new(), Vec::new());
     let run = async {
@@ -91,19 +90,37 @@ pub(crate) async fn exec_sync(
 struct Guard {
     shim: Option<Shim>,
     exec: String,
+    /// The ends of the streams that the shim opens by their numbers here. Until it has, or has no exec any more, no other file may
+    /// get these numbers: the exec's output would come out there.
+    handed: Vec<OwnedFd>,
 }
 
 impl Guard {
     /// Makes the exec known to the shim. From the moment it is asked, whatever happens, also when this future is dropped before
     /// the answer, the exec is freed: a shim has places for so many.
-    async fn exec(shim: &Shim, exec: String, process: Vec<u8>, stdio: ExecStdio) -> Result<Self, Error> {
-        let mut guard = Self { shim: Some(shim.clone()), exec };
+    async fn exec(
+        shim: &Shim,
+        exec: String,
+        process: Vec<u8>,
+        stdio: ExecStdio,
+        handed: Vec<OwnedFd>,
+    ) -> Result<Self, Error> {
+        let mut guard = Self { shim: Some(shim.clone()), exec, handed };
         let known = shim.exec(&guard.exec, process, stdio).await;
         if known.as_ref().is_err_and(|error| !matches!(error, crate::shim::Error::TimedOut { .. })) {
             guard.shim = None;
         }
         known?;
         Ok(guard)
+    }
+
+    /// Has the shim start it, which opens its streams.
+    async fn start(&mut self) -> Result<(), Error> {
+        if let Some(shim) = &self.shim {
+            shim.start(&self.exec).await?;
+        }
+        self.handed.clear();
+        Ok(())
     }
 
     /// The caller has his answer: he does not wait for the exec's cgroup to go.
@@ -121,9 +138,10 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let Some(shim) = self.shim.take() else { return };
-        let exec = std::mem::take(&mut self.exec);
+        let (exec, handed) = (std::mem::take(&mut self.exec), std::mem::take(&mut self.handed));
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
+            let _handed = handed;
             let _ = shim.kill(&exec, libc::SIGKILL, true).await;
             let _ = tokio::time::timeout(Duration::from_secs(10), shim.wait(&exec)).await;
             if let Err(error) = shim.delete(&exec).await {

@@ -19,6 +19,8 @@ pub(crate) struct Ended {
 
 /// Exit code of a container whose real one nobody knows, as containerd gives it.
 const UNKNOWN_EXIT: i32 = 255;
+/// Its reason, so that it is not taken for a command that returned 255.
+const UNKNOWN_REASON: &str = "Unknown";
 
 /// Waits until the container of `shim` has ended.
 pub(crate) async fn watch(shim: &Shim) -> Ended {
@@ -37,7 +39,7 @@ pub(crate) async fn watch(shim: &Shim) -> Ended {
         Err(error) => Ended {
             exit_code: UNKNOWN_EXIT,
             finished_at: now(),
-            reason: "Error",
+            reason: UNKNOWN_REASON,
             message: format!("the container's shim ended without leaving an exit status: {error}"),
             shim_lost: true,
         },
@@ -50,7 +52,7 @@ pub(crate) fn ended_unseen(bundle: &Path) -> Ended {
         || Ended {
             exit_code: UNKNOWN_EXIT,
             finished_at: now(),
-            reason: "Error",
+            reason: UNKNOWN_REASON,
             message: "the container ended while nobody watched: its shim is gone and left no exit status"
                 .to_owned(),
             shim_lost: true,

@@ -109,10 +109,8 @@ pub(crate) async fn exec_start(
     };
     let stdout = output(streams.stdout, &mut stdio.stdout)?;
     let stderr = output(streams.stderr && !streams.tty, &mut stdio.stderr)?;
-    let guard = Guard::exec(shim, exec, process, stdio).await?;
-    shim.start(&guard.exec).await?;
-    // The shim has opened them by their paths.
-    drop(handed);
+    let mut guard = Guard::exec(shim, exec, process, stdio, handed).await?;
+    guard.start().await?;
     Ok(Interactive { stdin, stdout, stderr, guard, shim: shim.clone() })
 }
 
