@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Classify, Kind};
+use crate::image::tree;
 
 /// Longest name.
 const LONGEST: usize = 128;
@@ -258,12 +259,7 @@ impl Volumes {
         if empty {
             // Whole or not at all: what a killed daemon left is in the way of nobody.
             let aside = home.join("filling");
-            match std::fs::remove_dir_all(&aside) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::io("removing", &aside)(error));
-                }
-                _ => {}
-            }
+            tree::remove_path(&aside).map_err(Error::io("removing", &aside))?;
             fill(&aside).map_err(Error::io("filling", &volume.path))?;
             // On the disk before the record says that it is: nobody fills it again.
             let synced = std::fs::File::open(&aside).and_then(|filled| Ok(rustix::fs::syncfs(filled)?));
@@ -294,7 +290,7 @@ impl Volumes {
         }
         std::fs::rename(&home, &aside).map_err(Error::io("removing", &home))?;
         sync(&self.0.directory);
-        std::fs::remove_dir_all(&aside).map_err(Error::io("removing", &aside))
+        tree::remove_path(&aside).map_err(Error::io("removing", &aside))
     }
 }
 

@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{XattrFlags, lsetxattr};
 
@@ -31,19 +31,28 @@ pub(crate) fn relabel(path: &Path, label: &str) -> Result<(), Error> {
     tree(&found, value.as_bytes_with_nul()).map_err(failed)
 }
 
-fn tree(path: &Path, value: &[u8]) -> io::Result<()> {
+/// Directories nest as deep as who fills the volume likes: no recursion.
+fn tree(top: &Path, value: &[u8]) -> io::Result<()> {
+    let mut waiting = vec![top.to_owned()];
+    while let Some(path) = waiting.pop() {
+        match one(&path, value, &mut waiting) {
+            // Volumes are in use: files come and go.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path != top => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// Labels one file, and says what is in it if it is a directory.
+fn one(path: &Path, value: &[u8], inside: &mut Vec<PathBuf>) -> io::Result<()> {
     match lsetxattr(path.as_os_str().as_bytes(), ATTRIBUTE, value, XattrFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOTSUP) => {}
         Err(error) => return Err(error.into()),
     }
-    if !fs::symlink_metadata(path)?.is_dir() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(path)? {
-        match tree(&entry?.path(), value) {
-            // Volumes are in use: files come and go.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => result?,
+    if fs::symlink_metadata(path)?.is_dir() {
+        for entry in fs::read_dir(path)? {
+            inside.push(entry?.path());
         }
     }
     Ok(())

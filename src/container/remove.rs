@@ -9,6 +9,7 @@ use super::error::Error;
 use super::spec;
 use super::tools::Tools;
 use crate::cgroup::Cgroup;
+use crate::image;
 use crate::proto::berth::v1::ContainerRecord;
 use crate::shim::Shim;
 
@@ -126,7 +127,7 @@ fn discard(directory: &Path, trash: &Path) -> Result<(), Error> {
     }
 }
 
-/// Deletes a directory and all in it; one that is not there is fine. Refuses one that has something mounted below: what
+/// Deletes a directory and all in it, however deep its container nested directories; one that is not there is fine. Refuses one that has something mounted below: what
 /// is in a mount is not ours to delete.
 pub(crate) fn tree(directory: &Path) -> Result<(), Error> {
     let failed = |source| Error::Path { action: "deleting", path: directory.to_owned(), source };
@@ -137,10 +138,7 @@ pub(crate) fn tree(directory: &Path) -> Result<(), Error> {
             source: io::Error::from_raw_os_error(libc::EBUSY),
         });
     }
-    match fs::remove_dir_all(directory) {
-        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.map_err(failed),
-    }
+    image::tree::remove_path(directory).map_err(failed)
 }
 
 #[cfg(test)]
@@ -166,6 +164,19 @@ mod tests {
         tree(&root.path().join("a")).unwrap();
         tree(&root.path().join("a")).unwrap();
         assert!(!root.path().join("a").exists());
+    }
+
+    /// A container may nest directories as deep as its disk has room.
+    #[test]
+    fn what_is_nested_deep_is_deleted() {
+        let root = tempfile::Builder::new().prefix("berth-deep").tempdir_in("/run").unwrap();
+        let upper = root.path().join("upper");
+        fs::create_dir(&upper).unwrap();
+        image::tree::testing::nested(&upper, 30_000);
+        let thread = std::thread::Builder::new().stack_size(512 << 10);
+        let target = upper.clone();
+        thread.spawn(move || tree(&target)).unwrap().join().unwrap().unwrap();
+        assert!(!upper.exists());
     }
 
     /// Mounts of a thread of its own: other tests read the table as text.

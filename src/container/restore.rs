@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn nothing_leads_out_of_the_layer() {
-        for name in ["../out", "/out", "a/../../out"] {
+        for name in ["../out", "a/../../out"] {
             let (home, settled, _) = origin(&[("rootfs-diff.tar", &tar_of(name, b"x"))]);
             assert!(matches!(settled, Err(Error::Archive(_))), "{name}");
             assert!(
@@ -331,6 +331,11 @@ mod tests {
                 "{name}"
             );
         }
+        // A name counts from the layer's root, whatever it begins with.
+        let (home, settled, layout) = origin(&[("rootfs-diff.tar", &tar_of("/out", b"x"))]);
+        settled.unwrap();
+        assert_eq!(fs::read(layout.upper().join("out")).unwrap(), b"x");
+        drop(home);
         let (home, settled, layout) =
             origin(&[("deleted.files", br#"["/../lower/etc/group", "/etc/../../x"]"#)]);
         assert!(settled.is_err(), "names that climb are refused");

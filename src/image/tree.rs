@@ -114,12 +114,12 @@ fn enter(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
     /// Directories in one another, with a file in each.
-    fn nested(at: &Path, levels: usize) {
+    pub(crate) fn nested(at: &Path, levels: usize) {
         let mut inner = rustix::fs::open(at, DIRECTORY, Mode::empty()).unwrap();
         for _ in 0..levels {
             rustix::fs::mkdirat(&inner, "d", Mode::RWXU).unwrap();
@@ -127,6 +127,13 @@ mod tests {
             inner = rustix::fs::openat(&inner, "d", DIRECTORY, Mode::empty()).unwrap();
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::testing::nested;
+    use super::*;
 
     #[test]
     fn however_deep_a_tree_is_it_goes() {
