@@ -108,8 +108,8 @@ mod tests {
     }
 
     #[test]
-    fn an_end_nobody_saw_is_an_error() {
+    fn an_end_nobody_saw_is_unknown() {
         let ended = ended_unseen(Path::new("/nonexistent"));
-        assert_eq!((ended.exit_code, ended.reason, ended.shim_lost), (255, "Error", true));
+        assert_eq!((ended.exit_code, ended.reason, ended.shim_lost), (255, "Unknown", true));
     }
 }
