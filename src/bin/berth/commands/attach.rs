@@ -7,6 +7,8 @@ use clap::Args;
 use crate::client::Client;
 use crate::commands::exec::exit_code;
 use crate::failure::{self, Answer, ExitCodeExt};
+use crate::logs::follow::Start;
+use crate::logs::{self, print::Printer};
 use crate::names::{Names, container_name};
 use crate::session::{Outcome, Session, terminal};
 
@@ -61,7 +63,16 @@ impl Attach {
         match outcome {
             Outcome::Detached => Ok(0),
             Outcome::Failed(message) => Err(anyhow!(message).context(format!("attaching to {name}"))),
-            Outcome::Done | Outcome::Exit(_) | Outcome::Lost => ended(&mut client, &id, &name).await,
+            // Its streams end before the daemon has heard of its end.
+            Outcome::Done | Outcome::Exit(_) => {
+                let mut printer = Printer::default();
+                let ended = logs::until_ended(&mut client, &id, None, Start::Beginning, &mut printer);
+                match ended.await? {
+                    Some(status) => Ok(exit_code(status.exit_code)),
+                    None => bail!("{name} was removed while it ran"),
+                }
+            }
+            Outcome::Lost => ended(&mut client, &id, &name).await,
         }
     }
 }
@@ -94,7 +105,7 @@ pub(crate) async fn attend(session: Session, made: Made) -> Result<Outcome> {
     session.attend(made.stdin, terminal.as_ref()).await
 }
 
-/// The exit code of a container whose streams have ended.
+/// The exit code of a container to which the connection was lost, if that was its end.
 async fn ended(client: &mut Client, id: &str, name: &str) -> Result<u8> {
     let status = client.container_status(id, false).await?.status.unwrap_or_default();
     match status.state() {
