@@ -78,6 +78,17 @@ pub enum Error {
         /// What it would have to be.
         needed: &'static str,
     },
+    /// Containers of it hang in their making.
+    #[error(
+        "pod sandbox {id} can't be removed yet: {names} of it is still being made, and hangs in the kernel: look at the \
+         paths that it mounts (a network file system whose server is gone?)"
+    )]
+    StillMade {
+        /// The pod.
+        id: String,
+        /// Names of the containers.
+        names: String,
+    },
     /// A namespace could not be made or let go.
     #[error(transparent)]
     Namespace(#[from] namespaces::Error),
@@ -186,6 +197,7 @@ impl Classify for Error {
             Self::HostNetwork(_) | Self::PodState { .. } | Self::ContainerState { .. } => {
                 Kind::FailedPrecondition
             }
+            Self::StillMade { .. } => Kind::DeadlineExceeded,
             Self::Namespace(error) => error.kind(),
             Self::File { .. } | Self::Init { .. } | Self::Id(_) | Self::Incomplete { .. } => Kind::Internal,
             Self::Network { source, .. } | Self::PodCidrs(source) => Classify::kind(source),

@@ -84,6 +84,8 @@ enum Done {
         errors: Vec<Error>,
         operation: Option<Arc<dyn Operation>>,
     },
+    /// Containers that were being made when the pod's end began have had their time.
+    Waited,
     /// The process, or container, ended that all others of the pod live by.
     SandboxEnded,
     /// New resources of the pod were told, or refused.
@@ -144,6 +146,8 @@ pub(super) struct Task {
     lost: bool,
     /// A stop left something behind: the next one goes on with it.
     left: bool,
+    /// The pod's end waits no longer for the containers that are being made: what they hang in may never let them go.
+    waited: bool,
 }
 
 struct Creating {
@@ -186,6 +190,7 @@ pub(super) fn spawn(shared: Arc<Shared>, start: Start) -> Handle {
         removed: false,
         lost: false,
         left: start.left,
+        waited: false,
     };
     for slot in start.slots {
         task.adopt(slot);
@@ -255,6 +260,7 @@ impl Task {
             Done::Removed { id, errors, operation: _held } => self.container_removed(&id, errors),
             Done::PodStopped { errors, operation: _held } => self.pod_stopped(errors),
             Done::PodRemoved { errors, operation: _held } => self.pod_removed(errors),
+            Done::Waited => self.waited(),
             Done::SandboxEnded => self.sandbox_ended(),
             Done::PodUpdateTold { overhead, resources, result, reply, operation } => match result {
                 Ok(()) => self.record_pod_update(overhead, resources, reply, operation),

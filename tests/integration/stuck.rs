@@ -1,21 +1,28 @@
-//! What hangs, and what ends behind the daemon's back: pods and containers are seen for what they are, and can be ended.
+//! What others hang in, and what ends behind the daemon's back: the pod is seen for what it is, and can be ended.
 
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use k8s_cri::v1::{ContainerState, Mount, NamespaceMode, PodSandboxState};
+use k8s_cri::v1::{ContainerState, CreateContainerRequest, Mount, NamespaceMode, PodSandboxState};
 use libtest_mimic::Trial;
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tonic::Code;
 
 use crate::support::spec::{ContainerOptions, PodOptions, script};
 use crate::support::world::assert_code;
-use crate::support::{World, within};
+use crate::support::{World, container, patience, within};
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials![a_shim_that_does_not_answer, the_first_process_of_a_pod_ends, a_pod_without_its_namespaces,]
+    trials![
+        a_shim_that_does_not_answer,
+        a_container_that_is_never_made,
+        the_first_process_of_a_pod_ends,
+        a_pod_without_its_namespaces,
+    ]
 }
 
 async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
@@ -73,6 +80,73 @@ async fn a_shim_that_does_not_answer(world: &mut World) {
     assert_eq!(world.sh(&silent, "echo alive").await, "alive");
     world.stop_container(&silent, 0).await.unwrap();
     assert_eq!(world.wait_exit(&silent).await.exit_code, 137);
+}
+
+/// A file system whose server never answers: whoever looks at it hangs until this is dropped.
+struct Dead {
+    path: PathBuf,
+    server: Option<std::fs::File>,
+}
+
+impl Dead {
+    fn new(path: &Path) -> Self {
+        std::fs::create_dir(path).unwrap();
+        let server = std::fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        mount(Some("dead"), path, Some("fuse"), MsFlags::empty(), Some(options.as_str())).unwrap();
+        Self { path: path.to_owned(), server: Some(server) }
+    }
+}
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        // Who hangs in it gets an error.
+        drop(self.server.take());
+        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
+    }
+}
+
+/// A volume on a network file system whose server is gone: the container is never made, the pod ends all the same.
+async fn a_container_that_is_never_made(world: &mut World) {
+    if !world.is_berth() {
+        return;
+    }
+    let image = world.image("busybox").await;
+    let pod = world.pod("never");
+    let pod_id = world.run_pod(&pod).await.unwrap();
+    let beside = world.launch(&pod_id, &pod, &container("beside", &image, &["sleep", "1000"])).await.unwrap();
+    let dead = Dead::new(&world.run.join("dead"));
+    let mut config = container("main", &image, &["sleep", "1000"]);
+    config.mounts = vec![Mount {
+        container_path: "/volume".into(),
+        // Below it: the mount point itself is known without the server.
+        host_path: dead.path.join("volume").to_str().unwrap().into(),
+        ..Default::default()
+    }];
+    let creating = {
+        let (mut client, request) = (
+            world.own_runtime(),
+            CreateContainerRequest {
+                pod_sandbox_id: pod_id.clone(),
+                config: Some(config),
+                sandbox_config: Some(pod.clone()),
+            },
+        );
+        tokio::spawn(async move { client.create_container(request).await })
+    };
+    let records = world.daemon.root.join("records/containers");
+    until("nobody makes it", async || std::fs::read_dir(&records).unwrap().count() == 2).await;
+    let stopped = tokio::time::timeout(patience(30), world.stop_pod(&pod_id)).await;
+    stopped.expect("the pod can't be stopped").unwrap();
+    assert!(!is_ready(world, &pod_id).await);
+    assert_eq!(world.wait_exit(&beside).await.exit_code, 137);
+    // What may still come of it has to be somebody's.
+    let said = assert_code(world.remove_pod(&pod_id).await, Code::DeadlineExceeded);
+    assert!(said.contains("main") && said.contains("being made"), "{said}");
+    assert!(!creating.is_finished());
+    drop(dead);
+    creating.await.unwrap().unwrap_err();
+    until("it can't be removed", async || world.remove_pod(&pod_id).await.is_ok()).await;
 }
 
 /// `kill 1` in a pod whose containers share their processes ends all of them for good: it is not ready any more, so that

@@ -104,6 +104,7 @@ impl Task {
         operation: Option<Arc<dyn Operation>>,
     ) {
         let replies = self.creating.remove(key).map(|creating| creating.replies).unwrap_or_default();
+        self.waited &= !self.creating.is_empty();
         match result {
             Ok(Making { record, shim, creation, hold }) => {
                 let layout = self.shared.tools.layout(id);

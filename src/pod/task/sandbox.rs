@@ -1,6 +1,7 @@
 //! Requests and jobs of the pod as a whole.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::containers::answer_all;
 use super::lifecycle::tell_pod;
@@ -14,6 +15,9 @@ use crate::pod::request::Reply;
 use crate::pod::sandbox;
 use crate::pod::slot::Slot;
 use crate::proto::berth::v1::{ContainerPhase, PodPhase};
+
+/// How long the pod's end waits for containers that are being made.
+const CREATION_LIMIT: Duration = Duration::from_secs(3);
 
 impl Task {
     /// Notices the end of what all containers of a ready pod live by, where there is such a thing.
@@ -62,6 +66,9 @@ impl Task {
 
     pub(super) fn remove_pod(&mut self, reply: Reply<()>) {
         self.remove_replies.push(reply);
+        if self.phase == Phase::NotReady {
+            self.wait_for_creations();
+        }
         if self.phase == Phase::Ready {
             // CRI: a sandbox that still runs is stopped by force.
             self.begin_stop();
@@ -85,7 +92,35 @@ impl Task {
         for id in running {
             self.kill(&id);
         }
+        self.wait_for_creations();
         self.advance();
+    }
+
+    /// Gives the containers that are being made their time. One that looks at a path on a dead network file system hangs in the
+    /// kernel, and nobody can end it.
+    fn wait_for_creations(&mut self) {
+        if !self.creating.is_empty() && !self.waited {
+            self.job(async {
+                tokio::time::sleep(CREATION_LIMIT).await;
+                Done::Waited
+            });
+        }
+    }
+
+    pub(super) fn waited(&mut self) {
+        self.waited = self.phase != Phase::Ready && !self.creating.is_empty();
+        if self.phase == Phase::Stopping && self.waited {
+            tracing::warn!(
+                pod = self.record.id,
+                containers = self.names_of_creations(),
+                "the pod is stopped although these are still being made: they hang in the kernel",
+            );
+        }
+        self.advance();
+    }
+
+    fn names_of_creations(&self) -> String {
+        self.creating.keys().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
     }
 
     /// Takes the next step of stopping or removing the pod, if the last one is over.
@@ -103,7 +138,7 @@ impl Task {
                     // The pod's end is told after those of its containers.
                     _ => slot.telling,
                 };
-                if self.creating.is_empty() && !self.containers.values().any(unsettled) {
+                if (self.creating.is_empty() || self.waited) && !self.containers.values().any(unsettled) {
                     self.take_down();
                 }
             }
@@ -166,6 +201,12 @@ impl Task {
                 }
                 Done::PodRemoved { errors: sandbox::unmake(&shared, &record).await, operation }
             });
+            return;
+        }
+        if self.containers.is_empty() && self.waited {
+            // What is made may come at any time, and has to be somebody's then.
+            let (id, names) = (self.record.id.clone(), self.names_of_creations());
+            answer_all(std::mem::take(&mut self.remove_replies), Error::StillMade { id, names });
             return;
         }
         let idle: Vec<_> =
