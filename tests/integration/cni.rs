@@ -32,6 +32,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         plugins_that_fail_leave_nothing,
         killed_while_a_plugin_works,
         plugins_say_how_they_are_and_collect_garbage,
+        multus_reads_its_annotation_itself,
         built_in_networks_beside_plugins,
         the_nodes_cidr_is_theirs,
         our_plugin_in_a_chain_with_debians_portmap,
@@ -244,8 +245,9 @@ esac
 
 async fn what_plugins_are_told(world: &mut World) {
     world.plugin("listener", LISTENER);
-    let capabilities =
-        json!({"bandwidth": true, "dns": true, "mac": true, "ips": true, "portMappings": true});
+    const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+    let capabilities = json!({"bandwidth": true, "dns": true, "mac": true, "ips": true, "portMappings": true,
+                              "cgroupPath": true, ANNOTATIONS: true});
     world.debian(&[json!({"type": "listener", "capabilities": capabilities, "own": "kept"})]);
     let mut pod = world.pod("told");
     pod.publish(k8s_cri::v1::Protocol::Udp, 18201, 53);
@@ -275,6 +277,8 @@ async fn what_plugins_are_told(world: &mut World) {
         assert_eq!(runtime["bandwidth"]["ingressRate"], 10_000_000);
         assert_eq!(runtime["dns"]["servers"], json!(["192.0.2.53"]));
         assert_eq!(runtime["mac"], "02:00:00:00:00:09");
+        assert_eq!(runtime[ANNOTATIONS]["kubernetes.io/ingress-bandwidth"], "10M");
+        assert_eq!(runtime["cgroupPath"], pod.linux.as_ref().unwrap().cgroup_parent);
         let previous = input["prevResult"]["ips"].to_string();
         assert!(previous.contains(&address), "{command}: {previous}");
     }
@@ -367,6 +371,26 @@ async fn plugins_say_how_they_are_and_collect_garbage(world: &mut World) {
     let valid = json!([{"containerID": id, "ifname": "eth0"}]);
     let input: Value = serde_json::from_str(&collected[3..]).unwrap();
     assert_eq!(input["cni.dev/valid-attachments"], valid);
+    assert_eq!(input["cni.dev/attachments"], valid, "as it was called for a while");
+}
+
+/// Its "thick" installation has a client of its daemon for a plugin. What the annotation names are resources of the cluster: no
+/// networks of this node.
+async fn multus_reads_its_annotation_itself(world: &mut World) {
+    world.plugin(
+        "multus-shim",
+        r#"cat > /dev/null; [ $CNI_COMMAND != ADD ] || echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.82.0.5/24"}]}'"#,
+    );
+    world.configure(
+        "00-multus.conf",
+        &json!({"cniVersion": "1.0.0", "name": "multus-cni-network", "type": "multus-shim"}),
+    );
+    let mut pod = world.pod("many-legged");
+    pod.annotations.insert("k8s.v1.cni.cncf.io/networks".into(), "storage/macvlan-conf@net1".into());
+    let id = world.run_pod(&pod).await.unwrap();
+    assert_eq!(world.address(&id).await, "10.82.0.5");
+    world.remove_pod(&id).await.unwrap();
+    assert_eq!(world.attachments(), 0);
 }
 
 async fn built_in_networks_beside_plugins(world: &mut World) {
@@ -390,6 +414,9 @@ async fn built_in_networks_beside_plugins(world: &mut World) {
     assert_eq!(world.netns.run(|| http::get(format!("{own}:80"), "/")).unwrap().text(), "It works.\n");
     world.berth_ok(&["network", "disconnect", "blue", "several"]);
     assert!(world.address(&id).await.starts_with("10.80."), "its address is the plugins'");
+    // The first name that is free: `eth0` is a plugin's.
+    world.berth_ok(&["network", "connect", "blue", "several"]);
+    assert_eq!(world.inspect_network("blue")["endpoints"][0]["interface"], "eth1");
     world.remove_pod(&id).await.unwrap();
     assert_eq!((world.leased().len(), world.attachments()), (0, 0));
     world.prune();
