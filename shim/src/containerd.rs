@@ -24,8 +24,8 @@ use serde_json::json;
 
 use crate::cgroup;
 use crate::job::{self, Report};
+use crate::numbers::time;
 use crate::say::say;
-use crate::serve::time;
 use crate::{delete, program, sys};
 
 /// What the program is called when it is containerd's.

@@ -36,6 +36,7 @@ mod idmap;
 mod job;
 mod log;
 mod metrics;
+mod numbers;
 mod oci;
 mod oom;
 mod pod_init;

@@ -34,7 +34,6 @@ use crate::stream::{Input, Stream};
 use crate::sys;
 use crate::warm::Warm;
 
-pub(crate) use answer::time;
 use container::{Process, Reply};
 use jobs::Running;
 use peer::Foreign;

@@ -1,15 +1,14 @@
 //! Requests read, answers and refusals written.
 
 use containerd_shim_protos::api;
-use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::protobuf::{Enum, Message, MessageDyn, MessageField};
 use containerd_shim_protos::ttrpc::proto::{Response, Status};
 
+use crate::numbers::{time, unsigned};
 use crate::status::{Code, Failure};
 
 use super::Shim;
 use super::container::{Exit, Reply};
-use super::jobs::unsigned;
 
 /// How a call went: what is not refused is answered, or will be.
 pub(super) type Outcome = Result<(), Failure>;
@@ -29,15 +28,6 @@ pub(super) fn not_found(exec_id: &str) -> Failure {
 
 pub(super) fn refused(message: impl Into<String>) -> Failure {
     Failure::new(Code::FailedPrecondition, message)
-}
-
-/// As the Task service tells a time.
-pub(crate) fn time(nanoseconds: i64) -> MessageField<Timestamp> {
-    MessageField::some(Timestamp {
-        seconds: nanoseconds.div_euclid(1_000_000_000),
-        nanos: i32::try_from(nanoseconds.rem_euclid(1_000_000_000)).unwrap_or(0),
-        ..Default::default()
-    })
 }
 
 impl Shim {

@@ -15,6 +15,7 @@ use crate::cgroup;
 use crate::create::{self, Creation};
 use crate::exec;
 use crate::job::{self, Timing};
+use crate::numbers::{time, unsigned};
 use crate::rootfs::RootfsMount;
 use crate::status::{Code, Failure};
 use crate::stdio::Stdio;
@@ -22,9 +23,9 @@ use crate::sys;
 use crate::timing::{self, Laps};
 use crate::{metrics, update};
 
-use super::answer::{Outcome, not_found, parse, refused, time};
+use super::answer::{Outcome, not_found, parse, refused};
 use super::container::{Phase, Process, Reply};
-use super::jobs::{Purpose, Running, unsigned};
+use super::jobs::{Purpose, Running};
 use super::{KILL_WAIT, Shim, restore};
 
 impl Shim {

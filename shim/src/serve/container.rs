@@ -7,12 +7,12 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cgroup;
+use crate::numbers::unsigned;
 use crate::oom::Kills;
 use crate::say::say;
 use crate::sys::Reaped;
 
 use super::Shim;
-use super::jobs::unsigned;
 
 /// How long the streams of an ended process are read on when others hold them open.
 const DRAIN_MAX: Duration = Duration::from_secs(10);

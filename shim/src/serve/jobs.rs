@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use crate::cgroup;
 use crate::exec;
 use crate::job::{Job, Report, Timing};
+use crate::numbers::unsigned;
 use crate::say::say;
 use crate::status::{Code, Failure};
 use crate::stdio::Stdio;
@@ -366,8 +367,4 @@ impl Shim {
         let (own, handed) = if process.terminal { (stdin, None) } else { (None, stdin) };
         (Purpose::Create { process, copies, terminal, stdin: own }, [handed, stdout, stderr])
     }
-}
-
-pub(super) fn unsigned(number: i32) -> u32 {
-    u32::try_from(number).unwrap_or(0)
 }

@@ -28,12 +28,11 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use crate::containerd;
 use crate::frame::Connection;
+use crate::numbers::{time, unsigned};
 use crate::say::say;
 
 use super::Shim;
-use super::answer::time;
 use super::container::Exit;
-use super::jobs::unsigned;
 
 /// Events that may wait, as in containerd's own shims.
 const QUEUE_MAX: usize = 2048;
