@@ -8,8 +8,12 @@ mod auth;
 mod challenge;
 mod client;
 mod content;
+mod credentials;
+mod endpoint;
 mod hosts;
+mod pace;
 mod refusal;
+mod retrying;
 mod tls;
 mod token;
 mod transfer;
@@ -20,9 +24,9 @@ use std::time::Duration;
 use super::digest::Digest;
 use crate::error::Kind;
 
-pub use auth::Credentials;
 pub(crate) use client::{Purpose, Registry, Resolved, Session};
 pub(crate) use content::Source;
+pub use credentials::Credentials;
 pub(crate) use transfer::{Ended, Sink};
 pub(crate) use upload::{Given, Outgoing};
 

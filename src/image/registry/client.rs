@@ -9,28 +9,20 @@ use std::time::{Duration, Instant};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use parking_lot::RwLock;
-use reqwest::{Client, Response};
+use reqwest::Response;
 use url::Url;
 
-use super::auth::{self, Credentials, Secret};
-use super::content::Content;
+use super::credentials::{self, Credentials, Secret};
+use super::endpoint::{Ask, Endpoint, follow};
 use super::hosts::{self, Host};
-use super::refusal::{is_passing, retry_after};
+use super::pace::Pace;
+use super::refusal::refusal;
+use super::retrying::{PAUSE, REDIRECTS, RETRIES, RETRY_AFTER_LIMIT, is_passing, retry_after};
 use super::tls::Clients;
-use super::transfer::Pace;
-use super::{Error, challenge};
+use super::{Error, auth, challenge};
 use crate::image::digest::Digest;
 use crate::image::manifest::{self, MANIFEST_LIMIT};
 use crate::image::reference::{Reference, Target};
-
-/// How often a host is asked again after a failure that may pass.
-pub(super) const RETRIES: u32 = 3;
-/// First pause between two tries; it doubles.
-pub(super) const PAUSE: Duration = Duration::from_millis(200);
-/// Longest pause that a registry may ask for before we give up instead.
-pub(super) const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(15);
-/// Most hops of a redirect.
-pub(super) const REDIRECTS: usize = 8;
 
 /// What sessions have in common.
 #[derive(Debug)]
@@ -59,37 +51,6 @@ pub(crate) enum Purpose {
     Push,
     /// Only to see whether credentials are good.
     Login,
-}
-
-/// A host with what is needed to ask it.
-#[derive(Debug)]
-pub(super) struct Endpoint {
-    pub(super) host: Host,
-    client: Client,
-    secret: Secret,
-    authorization: RwLock<Option<HeaderValue>>,
-    /// One token request at a time: parallel downloads share its outcome.
-    renewing: tokio::sync::Mutex<()>,
-    /// Another host may give the same: this one is not waited for.
-    replaceable: bool,
-    /// It could not be connected to in this session, or stood still.
-    unreachable: AtomicBool,
-}
-
-impl Endpoint {
-    /// Whether another host is asked right away, and this one no more in this session: it can't be connected to, or stands
-    /// still, which takes long to find out.
-    pub(super) fn is_given_up(&self, error: &Error) -> bool {
-        let gone = match error {
-            Error::Transport { source, .. } => source.is_connect(),
-            Error::Stalled { .. } => true,
-            _ => false,
-        };
-        if gone && self.replaceable {
-            self.unreachable.store(true, Ordering::Relaxed);
-        }
-        gone && self.replaceable
-    }
 }
 
 /// A manifest or index as a registry has it, held against its digest.
@@ -123,7 +84,7 @@ impl Registry {
                 None => Secret::None,
             };
             let authorization = match &secret {
-                Secret::Bearer(token) => Some(auth::bearer(token)?),
+                Secret::Bearer(token) => Some(credentials::bearer(token)?),
                 _ => None,
             };
             endpoints.push(Endpoint {
@@ -144,23 +105,6 @@ impl Registry {
         };
         Ok(Session { reference: reference.clone(), endpoints, progress_timeout, meter, scope })
     }
-}
-
-/// What is asked for.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Ask<'a> {
-    pub(super) method: Method,
-    /// `manifests/<target>` or `blobs/<digest>`.
-    pub(super) path: String,
-    /// Where the registry said to go on, instead of the path.
-    pub(super) url: Option<Url>,
-    pub(super) query: Vec<(&'static str, String)>,
-    /// What goes along.
-    pub(super) content: Option<Content>,
-    pub(super) accept: Option<&'static str>,
-    pub(super) from: Option<u64>,
-    /// In words.
-    pub(super) what: &'a str,
 }
 
 impl Session {
@@ -338,10 +282,10 @@ impl Session {
             let (error, wait) = match self.ask_authorized(endpoint, ask).await {
                 Ok(response) if is_passing(response.status()) => {
                     let wait = retry_after(response.headers()).unwrap_or(pause);
-                    (self.refusal(endpoint, ask, response).await, wait)
+                    (refusal(endpoint, ask, response).await, wait)
                 }
                 Ok(response) if response.status().is_success() => return Ok(response),
-                Ok(response) => return Err(self.refusal(endpoint, ask, response).await),
+                Ok(response) => return Err(refusal(endpoint, ask, response).await),
                 Err(error @ Error::Transport { .. }) => (error, pause),
                 Err(error) => {
                     endpoint.is_given_up(&error);
@@ -457,18 +401,6 @@ impl Session {
         root.set_path(&format!("{}/", root.path().trim_end_matches('/')));
         let ask = Ask { url: Some(root), what: "its API", ..Ask::default() };
         self.ask(endpoint, &ask).await.map(drop)
-    }
-}
-
-pub(super) fn follow(endpoint: &Endpoint, from: &Url, target: &HeaderValue) -> Result<Url, Error> {
-    let shown = String::from_utf8_lossy(target.as_bytes());
-    // What follows a question mark may be a signature.
-    let shown: String = shown.split('?').next().unwrap_or_default().chars().take(200).collect();
-    let refused = |problem| Error::Redirect { host: endpoint.host.name(), target: shown, problem };
-    let joined = target.to_str().ok().and_then(|text| from.join(text).ok());
-    match joined {
-        Some(url) if matches!(url.scheme(), "http" | "https") => Ok(url),
-        _ => Err(refused("it is not an http or https address")),
     }
 }
 

@@ -12,10 +12,9 @@ use serde::Deserialize;
 use url::Url;
 
 use super::Error;
-use super::auth::{Secret, basic};
-use super::client::{PAUSE, REDIRECTS, RETRIES, RETRY_AFTER_LIMIT};
+use super::credentials::{Secret, basic};
 use super::hosts::authority;
-use super::refusal::{is_passing, retry_after};
+use super::retrying::{PAUSE, REDIRECTS, RETRIES, RETRY_AFTER_LIMIT, is_passing, retry_after};
 
 /// Largest answer of a token server.
 const TOKEN_LIMIT: usize = 1 << 20;

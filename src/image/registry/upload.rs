@@ -20,9 +20,10 @@ use http::{HeaderValue, Method, StatusCode};
 use reqwest::Response;
 use url::Url;
 
-use super::client::{Ask, Endpoint, follow};
 use super::content::{Content, LOOK, Source};
-use super::refusal::is_passing;
+use super::endpoint::{Ask, Endpoint, follow};
+use super::refusal::refusal;
+use super::retrying::is_passing;
 use super::{Error, Session};
 use crate::image::digest::Digest;
 use crate::image::error::Chain;
@@ -267,7 +268,7 @@ impl<F: Fn(u64) + Sync> Upload<'_, F> {
                     StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::NOT_FOUND | StatusCode::GONE
                 );
                 let passing = is_passing(response.status()) || lost;
-                let error = self.session.refusal(self.endpoint, &ask, response).await;
+                let error = refusal(self.endpoint, &ask, response).await;
                 Err(if passing { Broken::Passing(error) } else { Broken::Final(error) })
             }
             Err(error @ Error::Transport { .. }) => Err(Broken::Passing(error)),
