@@ -72,8 +72,8 @@ pub enum EntryError {
     /// It is longer than a path can be, or has a zero byte.
     #[error("the name is not one of a file")]
     Name,
-    /// On the way is a symbolic link that leads out of the layer.
-    #[error("the way to it leads out of the layer through a symbolic link")]
+    /// On the way is a symbolic link that leads out of the directory of a person's files.
+    #[error("the way to it leads out of the directory through a symbolic link")]
     Escapes,
     /// The target of a hard link is outside.
     #[error("the hard link's target {target:?} is refused")]

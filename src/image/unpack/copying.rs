@@ -27,7 +27,7 @@ pub fn extract(
     limits: &Limits,
 ) -> Result<(), Error> {
     let mut archive = Archive::new(BufReader::with_capacity(BUFFER, source));
-    let mut writer = Writer::copying(Root::of(directory), owners);
+    let mut writer = Writer::copying(Root::beneath(directory), owners);
     let (mut entries, mut bytes) = (0, 0_u64);
     while let Some(header) = archive.next()? {
         entries += 1;

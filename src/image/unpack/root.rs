@@ -1,10 +1,12 @@
-//! A layer's directory, and how names are found in it: always by the kernel, always beneath.
+//! A layer's directory, and how names are found in it: by the kernel, never outside.
 //!
-//! A relative symbolic link made by an earlier entry may be followed on the way to a later one as long as it stays
-//! inside (`lib -> usr/lib`, then `lib/x`); one that is absolute or leads out is refused by `RESOLVE_BENEATH`.
+//! A symbolic link made by an earlier entry is followed on the way to a later one (`var/run -> /run`, then `var/run/x`) as it
+//! will be in the container: the layer is the root, and nothing is above it (`RESOLVE_IN_ROOT`; containerd and Docker do so
+//! too). What it leads to is made when it is missing. In a person's files such a link would mean another place than it does
+//! where it is read: one that is absolute or leads out is refused there (`RESOLVE_BENEATH`).
 
-use std::collections::BTreeSet;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::collections::{BTreeSet, VecDeque};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
@@ -17,6 +19,9 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 const DEPTH_LIMIT: usize = 512;
 /// Most bytes of names that are remembered for one layer.
 const REMEMBERED_LIMIT: usize = 256 << 20;
+/// Most symbolic links on the way to one name, as the kernel has it (path_resolution(7)).
+const LINKS_LIMIT: u32 = 40;
+const WITHIN: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 
 /// A name taken apart: the directory it is in, and its last component. The root itself has neither.
@@ -75,6 +80,8 @@ pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
 #[derive(Debug)]
 pub(crate) struct Root {
     directory: OwnedFd,
+    /// How links are followed.
+    resolve: ResolveFlags,
     /// The directory of the last entry: archives come ordered by directory.
     last: Option<(Vec<u8>, OwnedFd)>,
     /// Directories that had to be made without an entry of their own.
@@ -84,13 +91,19 @@ pub(crate) struct Root {
 }
 
 impl Root {
+    /// A layer's.
     pub(crate) fn open(path: &Path) -> Result<Self, Errno> {
-        Ok(Self::of(rustix::fs::open(path, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?))
+        let directory = rustix::fs::open(path, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
+        Ok(Self::new(directory, WITHIN))
     }
 
-    /// A directory that is open already.
-    pub(crate) fn of(directory: OwnedFd) -> Self {
-        Self { directory, last: None, implicit: BTreeSet::new(), remembered: 0 }
+    /// A directory of a person's files, open already.
+    pub(crate) fn beneath(directory: OwnedFd) -> Self {
+        Self::new(directory, BENEATH)
+    }
+
+    fn new(directory: OwnedFd, resolve: ResolveFlags) -> Self {
+        Self { directory, resolve, last: None, implicit: BTreeSet::new(), remembered: 0 }
     }
 
     /// Directories made without an entry, ancestors first.
@@ -119,7 +132,7 @@ impl Root {
         if path.is_empty() {
             return self.directory.try_clone().map_err(|_| Errno::MFILE);
         }
-        rustix::fs::openat2(&self.directory, path, DIRECTORY, Mode::empty(), BENEATH)
+        rustix::fs::openat2(&self.directory, path, DIRECTORY, Mode::empty(), self.resolve)
     }
 
     /// The directory that an entry goes to, made with its ancestors when it is missing.
@@ -137,25 +150,63 @@ impl Root {
         }
     }
 
+    /// Makes what is missing of a way, following the links on it.
     fn make(&mut self, path: &[u8]) -> Result<OwnedFd, EntryError> {
-        let mut directory =
-            self.open_directory(b"").map_err(EntryError::system("opening the layer's root"))?;
-        let mut done: Vec<u8> = Vec::new();
-        for part in path.split(|b| *b == b'/') {
-            let next = join(&done, part);
-            directory = match self.open_directory(&next) {
-                Err(Errno::NOENT) => {
-                    rustix::fs::mkdirat(&directory, part, Mode::from_raw_mode(0o755))
-                        .map_err(EntryError::system("making its directory"))?;
-                    self.remember(&next)?;
-                    self.implicit.insert(next.clone());
-                    self.open_directory(&next).map_err(EntryError::system("opening its directory"))?
-                }
-                other => other.map_err(EntryError::system("opening its directory"))?,
+        let opening = |error| EntryError::system("opening its directory")(error);
+        let mut ahead: VecDeque<Vec<u8>> = path.split(|b| *b == b'/').map(<[u8]>::to_vec).collect();
+        // Where the way has led to, without links.
+        let mut real: Vec<u8> = Vec::new();
+        let mut directory = self.open_directory(&real).map_err(opening)?;
+        let mut links = 0;
+        while let Some(part) = ahead.pop_front() {
+            let next = match part.as_slice() {
+                b"" | b"." => continue,
+                b".." => self.above(&real)?,
+                part => match kind_of(directory.as_fd(), part).map_err(opening)? {
+                    None => {
+                        rustix::fs::mkdirat(&directory, part, Mode::from_raw_mode(0o755))
+                            .map_err(EntryError::system("making its directory"))?;
+                        let made = join(&real, part);
+                        self.remember(&made)?;
+                        self.implicit.insert(made.clone());
+                        made
+                    }
+                    Some((FileType::Symlink, _)) => {
+                        links += 1;
+                        if links > LINKS_LIMIT || ahead.len() > DEPTH_LIMIT {
+                            return Err(opening(Errno::LOOP));
+                        }
+                        let target = rustix::fs::readlinkat(&directory, part, Vec::new()).map_err(opening)?;
+                        let target = target.into_bytes();
+                        for part in target.split(|b| *b == b'/').rev() {
+                            ahead.push_front(part.to_vec());
+                        }
+                        match target.first() {
+                            Some(b'/') => self.top()?,
+                            _ => continue,
+                        }
+                    }
+                    Some(_) => join(&real, part),
+                },
             };
-            done = next;
+            directory = self.open_directory(&next).map_err(opening)?;
+            real = next;
         }
         Ok(directory)
+    }
+
+    /// Where an absolute link begins.
+    fn top(&self) -> Result<Vec<u8>, EntryError> {
+        if self.resolve == BENEATH { Err(EntryError::Escapes) } else { Ok(Vec::new()) }
+    }
+
+    /// Where `..` leads to. Above the root is the root.
+    fn above(&self, real: &[u8]) -> Result<Vec<u8>, EntryError> {
+        match real.iter().rposition(|b| *b == b'/') {
+            Some(slash) => Ok(real.get(..slash).unwrap_or_default().to_vec()),
+            None if real.is_empty() => self.top(),
+            None => Ok(Vec::new()),
+        }
     }
 }
 
