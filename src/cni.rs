@@ -182,7 +182,7 @@ impl Cni {
         }
     }
 
-    /// Attaches a pod. Attaching again what is attached returns what was.
+    /// Attaches a pod. Plugins may be asked once only for one interface (CNI specification, "ADD"): the caller knows what is attached.
     ///
     /// # Errors
     /// A plugin failed: what the others did is deleted again.

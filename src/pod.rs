@@ -18,6 +18,7 @@ mod error;
 mod event;
 mod files;
 mod helper;
+mod host_files;
 mod init;
 mod leftovers;
 mod lifecycle;

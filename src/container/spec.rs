@@ -43,6 +43,7 @@ use oci_spec::runtime::{Linux, Process, Root, Spec, User as OciUser};
 pub use self::error::{Error, ProfileError};
 pub use self::etc_files::{
     check_hostname, hostname, render_hostname, render_hosts, render_own_resolver, render_resolv_conf,
+    without_loopback,
 };
 pub use self::host::Host;
 pub use self::input::{HandlerOptions, NamespacePaths, PodFiles, Rlimit, SeccompDefault, SpecInput, Volume};

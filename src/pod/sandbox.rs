@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::error::Error;
 use super::files::Directory;
+use super::host_files::HostFiles;
 use super::init;
 use super::namespaces::{Namespaces, Plan};
 use super::network;
@@ -73,7 +74,7 @@ async fn make(
         let (directory, config, shm) = (directory.clone(), Arc::clone(config), plan.ipc);
         let labels = labels.clone();
         async move {
-            tokio::task::spawn_blocking(move || directory.make(&config, shm, &labels))
+            tokio::task::spawn_blocking(move || directory.make(&config, &HostFiles::default(), shm, &labels))
                 .await
                 .map_err(|_| Error::ShuttingDown)?
         }
@@ -91,7 +92,8 @@ async fn make(
     record.addresses = addresses.iter().map(ToString::to_string).collect();
     let named = {
         let directory = directory.clone();
-        tokio::task::spawn_blocking(move || directory.name(&hostname, &addresses, &labels))
+        let host = spec::host_network(config).then(HostFiles::default);
+        tokio::task::spawn_blocking(move || directory.name(&hostname, &addresses, host.as_ref(), &labels))
     };
     named.await.map_err(|_| Error::ShuttingDown)??;
     if spec::shares_pid(config) {

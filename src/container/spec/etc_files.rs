@@ -54,11 +54,11 @@ pub fn render_hosts(hostname: &str, addresses: &[IpAddr]) -> String {
     text
 }
 
-/// `/etc/resolv.conf`: as the pod's DNS configuration says, or the host's own when it says nothing at all.
-pub fn render_resolv_conf(dns: Option<&DnsConfig>, of_host: &str) -> Result<String, Error> {
+/// `/etc/resolv.conf` as the pod's DNS configuration says; `None` when it says nothing at all: the host's own is meant.
+pub fn render_resolv_conf(dns: Option<&DnsConfig>) -> Result<Option<String>, Error> {
     let Some(dns) = dns.filter(|d| !(d.servers.is_empty() && d.searches.is_empty() && d.options.is_empty()))
     else {
-        return Ok(of_host.to_owned());
+        return Ok(None);
     };
     let mut text = String::new();
     if !dns.searches.is_empty() {
@@ -82,7 +82,25 @@ pub fn render_resolv_conf(dns: Option<&DnsConfig>, of_host: &str) -> Result<Stri
         }
         let _ = writeln!(text, "options {}", dns.options.join(" "));
     }
-    Ok(text)
+    Ok(Some(text))
+}
+
+/// The host's configuration for a pod whose loopback is not the host's: without the servers there. Where none is left, that of the
+/// servers behind them, `uplink`. `None`: it can be used as it is, or nothing better is known.
+pub fn without_loopback(of_host: &str, uplink: &str) -> Option<String> {
+    let server = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let address = words.next().filter(|word| *word == "nameserver").and(words.next())?;
+        address.split('%').next()?.parse::<IpAddr>().ok()
+    };
+    let is_near = |line: &str| server(line).is_some_and(|address| address.to_canonical().is_loopback());
+    if !of_host.lines().any(is_near) {
+        return None;
+    }
+    [of_host, uplink].into_iter().find_map(|text| {
+        let kept: Vec<&str> = text.lines().filter(|line| !is_near(line)).collect();
+        kept.iter().any(|line| server(line).is_some()).then(|| kept.join("\n") + "\n")
+    })
 }
 
 /// The same configuration with one server: the pod's own resolver, which asks the others. A name without a dot is asked for as it is
@@ -119,12 +137,11 @@ mod tests {
 
     #[test]
     fn resolv_conf() {
-        let host = "nameserver 192.0.2.1\n";
-        assert_eq!(render_resolv_conf(None, host).unwrap(), host);
-        assert_eq!(render_resolv_conf(Some(&dns(&[], &[], &[])), host).unwrap(), host);
+        assert_eq!(render_resolv_conf(None).unwrap(), None);
+        assert_eq!(render_resolv_conf(Some(&dns(&[], &[], &[]))).unwrap(), None);
         let full = dns(&["10.96.0.10", "fe80::1%eth0"], &["a.svc", "svc"], &["ndots:5", "edns0"]);
         assert_eq!(
-            render_resolv_conf(Some(&full), host).unwrap(),
+            render_resolv_conf(Some(&full)).unwrap().unwrap(),
             "search a.svc svc\nnameserver 10.96.0.10\nnameserver fe80::1%eth0\noptions ndots:5 edns0\n"
         );
         for bad in [
@@ -134,7 +151,22 @@ mod tests {
             dns(&[], &[""], &[]),
             dns(&[], &[], &["ndots:5\nnameserver 6.6.6.6"]),
         ] {
-            assert!(render_resolv_conf(Some(&bad), host).is_err(), "{bad:?}");
+            assert!(render_resolv_conf(Some(&bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn servers_on_the_hosts_loopback_are_not_for_pods() {
+        let uplink = "# by systemd\nnameserver 192.0.2.1\nnameserver ::1\nsearch lan\n";
+        assert_eq!(without_loopback("nameserver 192.0.2.2\nsearch a\n", uplink), None);
+        assert_eq!(without_loopback("", uplink), None);
+        let mixed = "nameserver 127.0.0.1\nsearch a\nnameserver 192.0.2.2\n";
+        assert_eq!(without_loopback(mixed, uplink).unwrap(), "search a\nnameserver 192.0.2.2\n");
+        for stub in ["nameserver 127.0.0.53\noptions edns0", "nameserver ::1", "nameserver ::ffff:127.0.0.1"]
+        {
+            let expected = "# by systemd\nnameserver 192.0.2.1\nsearch lan\n";
+            assert_eq!(without_loopback(stub, uplink).unwrap(), expected, "{stub}");
+            assert_eq!(without_loopback(stub, ""), None, "nothing better is known");
         }
     }
 
