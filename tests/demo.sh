@@ -46,7 +46,7 @@ clean_up() {
     done
     # What a daemon that failed could not take away itself. Shims name the state directory in their command line.
     for process in /proc/[0-9]*; do
-        if tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -q "berth-shim.*$run/"; then
+        if { tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null | grep -q "berth-shim.*$run/"; then
             kill -9 "${process#/proc/}" 2>/dev/null
         fi
     done

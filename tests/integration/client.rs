@@ -15,6 +15,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         images,
         archives,
         exit_codes,
+        options_that_docker_has,
         errors_say_what_to_do,
         configuration_of_containerd,
         lists_are_filtered,
@@ -115,6 +116,58 @@ async fn exit_codes(world: &mut World) {
     world.berth_ok(&["run", "-d", "--name", "codes", &image, "sleep", "1000"]);
     assert_eq!(code(&["exec", "codes", "sh", "-c", "exit 5"]), 5);
     world.berth_ok(&["rm", "--force", "codes"]);
+}
+
+async fn options_that_docker_has(world: &mut World) {
+    let image = world.reference("busybox");
+    let run = |options: &[&str], script: &str| {
+        world.berth_ok(&[&["run", "--rm"], options, &[&image, "sh", "-c", script]].concat())
+    };
+    let dns =
+        ["--dns", "192.0.2.1", "--dns", "192.0.2.2", "--dns-search", "a.example", "--dns-option", "ndots:2"];
+    assert_eq!(
+        run(&dns, "cat /etc/resolv.conf"),
+        "search a.example\nnameserver 192.0.2.1\nnameserver 192.0.2.2\noptions ndots:2"
+    );
+    let sysctl = ["--sysctl", "net.ipv4.ip_unprivileged_port_start=80"];
+    assert_eq!(run(&sysctl, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start"), "80");
+    let status = "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t\\n'";
+    assert_eq!(run(&[], status), "NoNewPrivs:0Seccomp:2");
+    let options = ["--security-opt", "no-new-privileges", "--security-opt", "seccomp=unconfined"];
+    assert_eq!(run(&options, status), "NoNewPrivs:1Seccomp:0");
+    assert_eq!(
+        run(&["--user", "4000:4000", "--group-add", "44", "--group-add", "27"], "id -G"),
+        "4000 27 44"
+    );
+    // A device of the host under another name; it may be read, not written.
+    let device = ["--device", "/dev/zero:/dev/nought:r"];
+    assert_eq!(run(&device, "head -c 2 /dev/nought | wc -c; echo x > /dev/nought || echo no"), "2\nno");
+    // Others' processes: the daemon's at least.
+    let processes = "ls /proc | grep -c '^[0-9]'";
+    assert!(
+        run(&[], processes).parse::<u32>().unwrap() < run(&["--pid", "host"], processes).parse().unwrap()
+    );
+    let shared = run(&["--ipc", "host"], "readlink /proc/self/ns/ipc");
+    assert_eq!(shared, std::fs::read_link("/proc/self/ns/ipc").unwrap().to_string_lossy());
+    assert_ne!(run(&[], "readlink /proc/self/ns/ipc"), shared);
+    let masks = "grep -c ' /proc/' /proc/self/mounts; true";
+    assert_ne!(run(&[], masks), "0");
+    assert_eq!(run(&["--security-opt", "systempaths=unconfined"], masks), "0");
+    let script = "trap 'exit 3' QUIT; touch /ready; while :; do sleep 0.05; done";
+    let limits = ["--stop-signal", "QUIT", "--pids-limit", "50", "--cpu-shares", "512"];
+    let id = world
+        .berth_ok(&[&["run", "-d", "--name", "asked"], &limits[..], &[&image, "sh", "-c", script]].concat());
+    world.remember(&id);
+    assert_eq!(cgroup_file(world, &id, &["pids.max"]), "50");
+    let deadline = within(30);
+    while !world.berth(&["exec", "asked", "test", "-e", "/ready"]).status.success() {
+        assert!(std::time::Instant::now() < deadline, "the script did not begin");
+    }
+    world.berth_ok(&["stop", "asked"]);
+    assert_eq!(world.berth_ok(&["wait", "asked"]), "3");
+    world.berth_ok(&["rm", "asked"]);
+    let said = world.berth(&["run", "--rm", "--device", "fuse", &image, "true"]);
+    assert!(String::from_utf8_lossy(&said.stderr).contains("CDI name"), "{said:?}");
 }
 
 async fn errors_say_what_to_do(world: &mut World) {

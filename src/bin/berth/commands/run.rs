@@ -25,6 +25,8 @@ use crate::commands::attach;
 use crate::commands::pull::{self, Source};
 use crate::failure::{self, Answer, ExitCodeExt, Refusal};
 use crate::names::{container_name, pod_name};
+use crate::options::isolation::Isolation;
+use crate::options::limits::Limits;
 use crate::options::volume::Volume;
 use crate::options::{duration, name};
 use crate::output;
@@ -66,12 +68,8 @@ pub(crate) struct Run {
     /// Runtime handler, one of those that `berth info` lists
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub runtime: String,
-    /// Memory limit, as in 512m
-    #[arg(short, long, value_name = "BYTES")]
-    pub memory: Option<String>,
-    /// Processors it may use, as in 1.5
-    #[arg(long, value_name = "NUMBER")]
-    pub cpus: Option<String>,
+    #[command(flatten)]
+    pub limits: Limits,
     /// User it runs as
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
@@ -100,6 +98,20 @@ pub(crate) struct Run {
     /// Take a capability away
     #[arg(long, value_name = "CAPABILITY")]
     pub cap_drop: Vec<String>,
+    #[command(flatten)]
+    pub isolation: Isolation,
+    /// Name server to ask (else the host's)
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns: Vec<String>,
+    /// Domain that short names are looked for in
+    #[arg(long, value_name = "DOMAIN", requires = "dns")]
+    pub dns_search: Vec<String>,
+    /// Option of the resolver, as in ndots:2
+    #[arg(long, value_name = "OPTION", requires = "dns")]
+    pub dns_option: Vec<String>,
+    /// Signal that asks it to end, instead of the image's, as in QUIT
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
     /// Put a label on pod and container
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     pub label: Vec<String>,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow};
 use berth::proto::runtime::v1::security_profile::ProfileType;
 use berth::proto::runtime::v1::{
-    Capability, ContainerConfig, ContainerMetadata, Image, ImageSpec, LinuxContainerConfig,
+    Capability, ContainerConfig, ContainerMetadata, DnsConfig, Image, ImageSpec, LinuxContainerConfig,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
     NamespaceOption, PodSandboxConfig, PodSandboxMetadata, SecurityProfile,
 };
@@ -83,14 +83,21 @@ pub(crate) fn pod(run: &Run, settings: &Settings, identity: &Identity) -> PodSan
             .unwrap_or_else(|| if settings.host_network { String::new() } else { identity.name.clone() }),
         log_directory: path_text(&identity.log_directory),
         port_mappings: settings.ports.clone(),
+        dns_config: (!run.dns.is_empty()).then(|| DnsConfig {
+            servers: run.dns.clone(),
+            searches: run.dns_search.clone(),
+            options: run.dns_option.clone(),
+        }),
         labels: labels(settings, identity),
         annotations,
         linux: Some(LinuxPodSandboxConfig {
             cgroup_parent: run.cgroup_parent.clone().unwrap_or_default(),
+            sysctls: settings.isolated.sysctls.clone(),
             security_context: Some(LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces(settings)),
                 privileged: run.privileged,
-                seccomp: Some(seccomp(run)),
+                seccomp: Some(seccomp(run, settings)),
+                selinux_options: settings.isolated.selinux.clone(),
                 ..LinuxSandboxSecurityContext::default()
             }),
             ..LinuxPodSandboxConfig::default()
@@ -103,7 +110,8 @@ pub(crate) fn pod(run: &Run, settings: &Settings, identity: &Identity) -> PodSan
 pub(crate) fn container(run: &Run, settings: &Settings, identity: &Identity) -> ContainerConfig {
     let paths = |paths: &[&str]| {
         // A privileged container sees all.
-        if run.privileged { Vec::new() } else { paths.iter().map(|path| (*path).to_owned()).collect() }
+        let all = run.privileged || settings.isolated.bare_system_paths;
+        if all { Vec::new() } else { paths.iter().map(|path| (*path).to_owned()).collect() }
     };
     ContainerConfig {
         metadata: Some(ContainerMetadata { name: identity.name.clone(), attempt: 0 }),
@@ -118,6 +126,9 @@ pub(crate) fn container(run: &Run, settings: &Settings, identity: &Identity) -> 
         working_dir: run.workdir.clone().unwrap_or_default(),
         envs: settings.envs.clone(),
         mounts: settings.mounts.clone(),
+        devices: settings.isolated.devices.clone(),
+        cdi_devices: settings.isolated.cdi_devices.clone(),
+        stop_signal: settings.stop_signal.unwrap_or_default().into(),
         labels: labels(settings, identity),
         log_path: log_dir::FILE.to_owned(),
         tty: run.tty,
@@ -137,10 +148,14 @@ pub(crate) fn container(run: &Run, settings: &Settings, identity: &Identity) -> 
                 run_as_user: settings.user.uid,
                 run_as_group: settings.user.gid,
                 run_as_username: settings.user.name.clone(),
+                supplemental_groups: settings.isolated.groups.clone(),
+                no_new_privs: settings.isolated.no_new_privileges,
+                selinux_options: settings.isolated.selinux.clone(),
                 readonly_rootfs: run.read_only,
                 masked_paths: paths(&MASKED),
                 readonly_paths: paths(&READ_ONLY),
-                seccomp: Some(seccomp(run)),
+                seccomp: Some(seccomp(run, settings)),
+                apparmor: settings.isolated.apparmor.clone(),
                 ..LinuxContainerSecurityContext::default()
             }),
         }),
@@ -148,17 +163,21 @@ pub(crate) fn container(run: &Run, settings: &Settings, identity: &Identity) -> 
     }
 }
 
-/// A network of the pod or the host's; process ids of its own, which takes no process beside the container's.
+/// A network of the pod or the host's; process ids of its own, which takes no process beside the container's, or the host's.
 fn namespaces(settings: &Settings) -> NamespaceOption {
     let network = if settings.host_network { NamespaceMode::Node } else { NamespaceMode::Pod };
     let mut options = NamespaceOption::default();
     options.set_network(network);
-    options.set_pid(NamespaceMode::Container);
-    options.set_ipc(NamespaceMode::Pod);
+    let isolated = &settings.isolated;
+    options.set_pid(if isolated.host_pid { NamespaceMode::Node } else { NamespaceMode::Container });
+    options.set_ipc(if isolated.host_ipc { NamespaceMode::Node } else { NamespaceMode::Pod });
     options
 }
 
-fn seccomp(run: &Run) -> SecurityProfile {
+fn seccomp(run: &Run, settings: &Settings) -> SecurityProfile {
+    if let Some(profile) = &settings.isolated.seccomp {
+        return profile.clone();
+    }
     let mut profile = SecurityProfile::default();
     profile.set_profile_type(if run.privileged {
         ProfileType::Unconfined

@@ -1,14 +1,16 @@
 //! The options of `run` that have a syntax of their own, read.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use berth::proto::runtime::v1::{KeyValue, LinuxContainerResources, Mount, PortMapping};
+use berth::proto::runtime::v1::{KeyValue, LinuxContainerResources, Mount, PortMapping, Signal};
 
 use super::{Run, log_dir};
+use crate::options::isolation::Isolated;
 use crate::options::network::{self, Networks};
 use crate::options::volume::Volume;
-use crate::options::{env, name, port, quantity, user, volume};
+use crate::options::{env, name, port, signal, user, volume};
 
 /// They are all in order.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +21,8 @@ pub(crate) struct Settings {
     pub volumes: Vec<(usize, Volume)>,
     pub envs: Vec<KeyValue>,
     pub resources: LinuxContainerResources,
+    pub isolated: Isolated,
+    pub stop_signal: Option<Signal>,
     pub user: user::User,
     pub host_network: bool,
     pub labels: HashMap<String, String>,
@@ -48,13 +52,21 @@ impl Settings {
         if host_network && !run.publish.is_empty() {
             bail!("-p has no meaning with --network host: the container's ports are the host's own");
         }
-        let (mounts, volumes) = mounts(&run.volume)?;
+        let here = std::env::current_dir().context("finding the current directory")?;
+        let (mounts, volumes) = mounts(&run.volume, &here)?;
         Ok(Self {
             ports: ports(&run.publish)?,
             mounts,
             volumes,
             envs: variables(run)?,
-            resources: resources(run)?,
+            resources: run.limits.resources()?,
+            isolated: run.isolation.read(&here)?,
+            stop_signal: run
+                .stop_signal
+                .as_deref()
+                .map(signal::parse)
+                .transpose()
+                .context("--stop-signal")?,
             user: run.user.as_deref().map(user::parse).transpose()?.unwrap_or_default(),
             host_network,
             labels: env::pairs(&run.label).context("--label")?,
@@ -80,11 +92,10 @@ fn ports(texts: &[String]) -> Result<Vec<PortMapping>> {
 /// Mounts, and which of them are of volumes.
 type Mounts = (Vec<Mount>, Vec<(usize, Volume)>);
 
-fn mounts(texts: &[String]) -> Result<Mounts> {
-    let here = std::env::current_dir().context("finding the current directory")?;
+fn mounts(texts: &[String], here: &Path) -> Result<Mounts> {
     let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
     for text in texts {
-        let wanted = volume::parse(text, &here)?;
+        let wanted = volume::parse(text, here)?;
         volumes.extend(wanted.volume.map(|volume| (mounts.len(), volume)));
         mounts.push(wanted.mount);
     }
@@ -106,22 +117,11 @@ fn variables(run: &Run) -> Result<Vec<KeyValue>> {
     env::variables(all, |name| std::env::var_os(name)).context("--env")
 }
 
-fn resources(run: &Run) -> Result<LinuxContainerResources> {
-    let mut resources = LinuxContainerResources::default();
-    if let Some(memory) = &run.memory {
-        resources.memory_limit_in_bytes = quantity::memory(memory).context("--memory")?;
-    }
-    if let Some(cpus) = &run.cpus {
-        resources.cpu_period = quantity::CPU_PERIOD_MICROS;
-        resources.cpu_quota = quantity::cpu_quota_micros(cpus).context("--cpus")?;
-    }
-    Ok(resources)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::options::limits::Limits;
 
     fn run() -> Run {
         Run { log_dir: log_dir::DEFAULT.into(), image: "a".into(), ..Run::default() }
@@ -131,8 +131,8 @@ mod tests {
     fn what_is_asked_for_is_read() {
         let run = Run {
             publish: vec!["8080:80".into(), "8080:80/udp".into()],
-            memory: Some("1g".into()),
-            cpus: Some("0.5".into()),
+            limits: Limits { memory: Some("1g".into()), cpus: Some("0.5".into()), ..Limits::default() },
+            stop_signal: Some("QUIT".into()),
             user: Some("33".into()),
             label: vec!["a=b".into()],
             ..run()
@@ -141,6 +141,7 @@ mod tests {
         assert_eq!(settings.ports.len(), 2);
         assert_eq!(settings.resources.memory_limit_in_bytes, 1 << 30);
         assert_eq!((settings.resources.cpu_quota, settings.resources.cpu_period), (50_000, 100_000));
+        assert_eq!(settings.stop_signal, Some(Signal::Sigquit));
         assert_eq!(settings.labels["a"], "b");
         assert!(!settings.host_network);
     }
@@ -175,7 +176,11 @@ mod tests {
             (Run { workdir: Some("tmp".into()), ..run() }, "from /"),
             (Run { log_dir: "logs".into(), ..run() }, "--log-dir"),
             (Run { name: Some("a/b".into()), ..run() }, "--name"),
-            (Run { memory: Some("lots".into()), ..run() }, "--memory"),
+            (
+                Run { limits: Limits { memory: Some("lots".into()), ..Limits::default() }, ..run() },
+                "--memory",
+            ),
+            (Run { stop_signal: Some("NOPE".into()), ..run() }, "--stop-signal"),
             (Run { env_file: vec!["/nonexistent".into()], ..run() }, "/nonexistent"),
         ] {
             let error = format!("{:#}", Settings::read(&run).unwrap_err());
