@@ -27,16 +27,16 @@ impl Shim {
             }
             return Ok(());
         }
-        match process.phase {
-            Phase::Starting | Phase::Running => return Err(refused("the container is running")),
-            Phase::Created if process.pid > 0 => {
-                let _ = sys::kill(process.pid, libc::SIGKILL);
-            }
-            Phase::Created => {}
-            Phase::Stopped(_) => {}
+        let (phase, pid) = (process.phase, process.pid);
+        if matches!(phase, Phase::Starting | Phase::Running) {
+            return Err(refused("the container is running"));
         }
         if self.busy() {
             return Err(refused("another call on the container is under way"));
+        }
+        // From here on it is not refused any more.
+        if matches!(phase, Phase::Created) && pid > 0 {
+            let _ = sys::kill(pid, libc::SIGKILL);
         }
         self.end_execs_with_container();
         self.free(reply)

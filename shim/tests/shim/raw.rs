@@ -6,15 +6,19 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
 use containerd_shim_protos::api::ForwardRequest;
-use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::{Message, MessageDyn};
 use containerd_shim_protos::ttrpc::proto::{Request, Response};
 
 const REQUEST: u8 = 1;
 const RESPONSE: u8 = 2;
 
-fn write(socket: &mut UnixStream, stream: u32, kind: u8, payload: &[u8]) {
+fn frame(stream: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    socket.write_all(&[&length[..], &stream.to_be_bytes(), &[kind, 0], payload].concat()).unwrap();
+    [&length[..], &stream.to_be_bytes(), &[kind, 0], payload].concat()
+}
+
+fn write(socket: &mut UnixStream, stream: u32, kind: u8, payload: &[u8]) {
+    socket.write_all(&frame(stream, kind, payload)).unwrap();
 }
 
 fn read(socket: &mut UnixStream) -> Option<(u32, Vec<u8>)> {
@@ -36,14 +40,22 @@ impl Raw {
         Self(socket)
     }
 
-    pub(crate) fn ask(&mut self, stream: u32, method: &str, message: &impl Message) {
-        let request = Request {
-            service: "containerd.task.v3.Task".into(),
-            method: method.into(),
-            payload: message.write_to_bytes().unwrap(),
-            ..Default::default()
-        };
-        write(&mut self.0, stream, REQUEST, &request.write_to_bytes().unwrap());
+    pub(crate) fn ask(&mut self, stream: u32, method: &str, message: &dyn MessageDyn) {
+        self.ask_all(&[(stream, method, message)]);
+    }
+
+    /// Several calls in one piece.
+    pub(crate) fn ask_all(&mut self, calls: &[(u32, &str, &dyn MessageDyn)]) {
+        let frames = calls.iter().map(|(stream, method, message)| {
+            let request = Request {
+                service: "containerd.task.v3.Task".into(),
+                method: (*method).into(),
+                payload: message.write_to_bytes_dyn().unwrap(),
+                ..Default::default()
+            };
+            frame(*stream, REQUEST, &request.write_to_bytes().unwrap())
+        });
+        self.0.write_all(&frames.collect::<Vec<_>>().concat()).unwrap();
     }
 
     /// The next answer, whatever it is to.

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use containerd_shim_protos::api;
-use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::ttrpc::{Code, Result};
 use serde_json::{Value, json};
 
@@ -148,6 +149,30 @@ fn who_waits_for_an_exec_is_told_when_its_container_is_deleted() {
     let (stream, response) = waiting.answer();
     assert_eq!(stream, 1);
     assert_eq!(api::WaitResponse::parse_from_bytes(&response.payload).unwrap().exit_status, 137);
+    shim.finish();
+}
+
+#[test]
+fn a_deletion_that_is_refused_kills_nobody() {
+    clean_up_at_exit();
+    let shim = Shim::spawn(&["sleep", "1000"], |_| ());
+    shim.create();
+    // Both calls come with one read: the second finds the first one under way.
+    let mut client = Raw::connect(&shim.directory.join("shim.sock"));
+    let resources = Any { value: b"{}".to_vec(), ..Default::default() };
+    let update = api::UpdateTaskRequest {
+        id: shim.id.clone(),
+        resources: MessageField::some(resources),
+        ..Default::default()
+    };
+    let delete = api::DeleteRequest { id: shim.id.clone(), ..Default::default() };
+    client.ask_all(&[(1, "Update", &update), (3, "Delete", &delete)]);
+    let (stream, response) = client.answer();
+    assert_eq!((stream, response.status.code.value()), (3, Code::FAILED_PRECONDITION as i32));
+    assert_eq!(client.answer().0, 1);
+    let pid = shim.start();
+    let command = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    eventually("the command", || command() == "sleep\n");
     shim.finish();
 }
 
