@@ -4,6 +4,7 @@ mod answer;
 mod attach;
 mod calls;
 mod checkpoint;
+mod clients;
 mod container;
 mod execs;
 mod forward;
@@ -29,12 +30,11 @@ use crate::frame::Connection;
 use crate::job::Timing;
 use crate::oci::Binary;
 use crate::oom::Kills;
-use crate::say::say;
 use crate::stream::{Input, Stream};
 use crate::sys;
 use crate::warm::Warm;
 
-use container::{Process, Reply};
+use container::Process;
 use jobs::Running;
 use peer::Foreign;
 use publish::Publisher;
@@ -125,6 +125,9 @@ struct Shim {
     seccomp_cache: Option<PathBuf>,
     connections: Vec<Connection>,
     next_connection: u64,
+    /// Clients are let in again then.
+    closed_until: Option<Instant>,
+    told_closed: bool,
     container: Option<Process>,
     cgroups: Vec<PathBuf>,
     /// Who was killed there for want of memory.
@@ -222,6 +225,8 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
         seccomp_cache: options.seccomp_cache,
         connections: Vec::new(),
         next_connection: 0,
+        closed_until: None,
+        told_closed: false,
         container: None,
         cgroups: Vec::new(),
         kills: None,
@@ -280,6 +285,7 @@ impl Shim {
                 self.heap_dirty = false;
             }
             self.handle(&fds, &tokens, listener, signals);
+            self.closed_until = self.closed_until.filter(|until| *until > Instant::now());
             self.give_up_streams();
             self.look_after_peer();
             self.look_after_publisher();
@@ -317,6 +323,7 @@ impl Shim {
             .chain(attached)
             .chain(tail)
             .chain(publishing)
+            .chain(self.closed_until)
             .chain(readers)
             .min()
     }
@@ -340,7 +347,7 @@ impl Shim {
             add(fd, libc::POLLPRI, Token::Kills);
         }
         add(signals.as_raw_fd(), libc::POLLIN, Token::Signals);
-        if self.connections.len() < CONNECTIONS_MAX {
+        if self.connections.len() < CONNECTIONS_MAX && self.closed_until.is_none() {
             add(listener.as_raw_fd(), libc::POLLIN, Token::Listener);
         }
         for connection in &self.connections {
@@ -453,63 +460,6 @@ impl Shim {
     fn cool_down(&mut self) {
         if let Some(warm) = self.warm.take() {
             warm.give_up();
-        }
-    }
-
-    fn accept(&mut self, listener: &UnixListener) {
-        while self.connections.len() < CONNECTIONS_MAX {
-            let Ok((socket, _)) = listener.accept() else { return };
-            match Connection::new(self.next_connection, socket) {
-                Ok(connection) => self.connections.push(connection),
-                Err(error) => say(format_args!("accepting a client: {error}")),
-            }
-            self.next_connection += 1;
-        }
-    }
-
-    fn serve_connection(&mut self, id: u64) {
-        let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) else {
-            return;
-        };
-        let flushed = connection.flush();
-        let frames = flushed.and_then(|()| connection.read());
-        match frames {
-            Ok(frames) => {
-                for frame in frames.into_iter().filter(|frame| !frame.is_answer) {
-                    let reply = Reply { connection: id, stream: frame.stream };
-                    self.call(reply, &frame.payload);
-                }
-            }
-            Err(error) => {
-                if error.kind() != std::io::ErrorKind::UnexpectedEof {
-                    say(format_args!("dropping a client: {error}"));
-                }
-                self.drop_connection(id);
-            }
-        }
-    }
-
-    fn drop_connection(&mut self, id: u64) {
-        self.connections.retain(|connection| connection.id != id);
-        self.container.iter_mut().chain(self.execs.values_mut()).for_each(|process| {
-            process.waiters.retain(|waiter| waiter.connection != id);
-        });
-        if self.connections.is_empty() {
-            self.lonely_since = Instant::now();
-            self.heap_dirty = true;
-        }
-    }
-
-    /// Sends an encoded `Response`.
-    fn send(&mut self, reply: Reply, response: &[u8]) {
-        let Some(connection) =
-            self.connections.iter_mut().find(|connection| connection.id == reply.connection)
-        else {
-            return;
-        };
-        if let Err(error) = connection.send(reply.stream, response) {
-            say(format_args!("dropping a client: {error}"));
-            self.drop_connection(reply.connection);
         }
     }
 }

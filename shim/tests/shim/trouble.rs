@@ -177,6 +177,46 @@ fn a_deletion_that_is_refused_kills_nobody() {
 }
 
 #[test]
+fn without_descriptors_the_shim_waits_for_some() {
+    const OPEN_MAX: u64 = 24;
+    clean_up_at_exit();
+    let shim = Shim::spawn(&["sleep", "1000"], |_| ());
+    shim.create();
+    shim.start();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(shim.child.id()).unwrap());
+    let limits = libc::rlimit { rlim_cur: OPEN_MAX, rlim_max: OPEN_MAX };
+    set_open_files(pid, limits);
+    let socket = shim.directory.join("shim.sock");
+    let mut clients: Vec<Raw> = (0..OPEN_MAX).map(|_| Raw::connect(&socket)).collect();
+    let log = || fs::read_to_string(shim.directory.join("bundle/shim.log")).unwrap();
+    eventually("that it says so", || log().contains("accepting a client: "));
+    // It does not try without end: between two of its tries it sleeps.
+    let switches = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = switches();
+    eventually("its sleep", || switches() >= before + 3);
+    // Who is there is served, and who waits is let in when others have gone.
+    assert_eq!(shim.state().status.enum_value(), Ok(api::Status::RUNNING));
+    let mut last = clients.pop().unwrap();
+    last.ask(1, "State", &api::StateRequest { id: shim.id.clone(), ..Default::default() });
+    drop(clients);
+    assert_eq!(last.answer().0, 1);
+    assert_eq!(log().matches("accepting a client: ").count(), 1, "{}", log());
+    shim.finish();
+}
+
+#[allow(unsafe_code)]
+fn set_open_files(pid: nix::unistd::Pid, limits: libc::rlimit) {
+    // SAFETY: `limits` outlives the call.
+    let set =
+        unsafe { libc::prlimit(pid.as_raw(), libc::RLIMIT_NOFILE, &raw const limits, std::ptr::null_mut()) };
+    assert_eq!(set, 0);
+}
+
+#[test]
 fn a_text_with_a_zero_byte_is_refused() {
     clean_up_at_exit();
     let shim = Shim::spawn(&["echo", "one\0two"], |_| ());
