@@ -132,6 +132,7 @@ struct Shim {
     cgroups: Vec<PathBuf>,
     /// Who was killed there for want of memory.
     kills: Option<Kills>,
+    told_out_of_memory: bool,
     paused: bool,
     /// A container made from a checkpoint, which its start restores.
     pending: Option<Pending>,
@@ -230,6 +231,7 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
         container: None,
         cgroups: Vec::new(),
         kills: None,
+        told_out_of_memory: false,
         paused: false,
         pending: None,
         told_checkpoint: String::new(),
@@ -343,8 +345,8 @@ impl Shim {
         };
         // Before the signals: a process is killed before it ends.
         let runs = self.container.as_ref().is_some_and(|container| container.exit().is_none());
-        if let Some(fd) = self.kills.as_ref().filter(|_| runs).and_then(Kills::fd) {
-            add(fd, libc::POLLPRI, Token::Kills);
+        if let Some((fd, events)) = self.kills.as_ref().filter(|_| runs).and_then(Kills::interest) {
+            add(fd, events, Token::Kills);
         }
         add(signals.as_raw_fd(), libc::POLLIN, Token::Signals);
         if self.connections.len() < CONNECTIONS_MAX && self.closed_until.is_none() {
@@ -406,9 +408,7 @@ impl Shim {
         }
         for (fd, token) in ready() {
             match token {
-                Token::Kills => {
-                    self.kills.as_mut().map(Kills::look);
-                }
+                Token::Kills => self.look_for_kills(),
                 Token::Signals => self.reap(signals),
                 Token::Listener => self.accept(listener),
                 Token::Connection(id) => self.serve_connection(*id),
@@ -424,8 +424,15 @@ impl Shim {
 
     /// The container is in these cgroups from now on.
     fn settle_in(&mut self, cgroups: Vec<PathBuf>) {
-        self.kills = Kills::watch(&cgroups);
+        self.kills = Kills::watch(&cgroups, self.publisher.is_some());
         self.cgroups = cgroups;
+    }
+
+    /// The container's cgroup has something to say.
+    fn look_for_kills(&mut self) {
+        if self.kills.as_mut().is_some_and(Kills::happened) {
+            self.tell_out_of_memory();
+        }
     }
 
     /// Ends the streams of processes that are gone when others kept them open for too long.

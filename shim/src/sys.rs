@@ -192,6 +192,12 @@ pub(crate) fn child_signals() -> io::Result<OwnedFd> {
     }
 }
 
+/// A non-blocking event descriptor.
+pub(crate) fn event_descriptor() -> io::Result<OwnedFd> {
+    // SAFETY: integer arguments; the result is a fresh descriptor that nobody else owns.
+    unsafe { Ok(OwnedFd::from_raw_fd(check_int(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?)) }
+}
+
 /// Makes this process adopt the orphans among its descendants.
 pub(crate) fn become_subreaper() -> io::Result<()> {
     // SAFETY: prctl with integer arguments.

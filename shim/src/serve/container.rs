@@ -8,7 +8,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cgroup;
 use crate::numbers::unsigned;
-use crate::oom::Kills;
 use crate::say::say;
 use crate::sys::Reaped;
 
@@ -118,9 +117,10 @@ impl Shim {
         if exec_id.is_empty() {
             self.cool_down();
             self.audience.borrow_mut().close_keyboard();
-            let seen = self.kills.as_mut().map_or(0, Kills::look);
+            self.look_for_kills();
+            let seen = self.kills.take().map_or(0, |mut kills| kills.look());
             let oom_killed = seen > 0 || cgroup::oom_kills(&self.cgroups) > 0;
-            if oom_killed {
+            if oom_killed && !self.told_out_of_memory {
                 self.tell_out_of_memory();
             }
             // A container that was found again may have ended before.

@@ -236,6 +236,7 @@ impl Shim {
     }
 
     pub(super) fn tell_out_of_memory(&mut self) {
+        self.told_out_of_memory = true;
         let container_id = self.id.clone();
         self.publish(TASK_OOM_EVENT_TOPIC, &TaskOOM { container_id, ..Default::default() });
     }

@@ -32,6 +32,31 @@ fn a_start_is_told_before_the_end_also_when_hooks_outlast_the_command() {
 }
 
 #[test]
+fn that_memory_ran_out_is_told_when_it_happens() {
+    clean_up_at_exit();
+    let socket = base().join("memory.sock");
+    let events = take_events(&socket);
+    let options = ["--events", socket.to_str().unwrap(), "--namespace", "n"];
+    // The shell goes on when the kernel has killed what it started.
+    let script = "head -c 200m /dev/zero | tail -n 1 > /dev/null; sleep 1000";
+    let limited = |spec: &mut serde_json::Value| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 32 << 20});
+    };
+    let shim = Shim::spawn_with(&["sh", "-c", script], limited, &options);
+    shim.create();
+    shim.start();
+    let next = || events.recv_timeout(Duration::from_secs(10)).expect("an event");
+    assert_eq!([next(), next(), next()], ["/tasks/create", "/tasks/start", "/tasks/oom"]);
+    shim.kill("", libc::SIGKILL, true).unwrap();
+    assert_eq!(shim.wait(""), 137);
+    assert_eq!(shim.exit_json()["oom_killed"], true);
+    shim.delete("").unwrap();
+    // It is not told once more in the end.
+    assert_eq!([next(), next()], ["/tasks/exit", "/tasks/delete"]);
+    shim.finish();
+}
+
+#[test]
 fn a_container_that_ended_before_its_shim_keeps_its_time() {
     clean_up_at_exit();
     let bundle = base().join("ended");
