@@ -310,7 +310,8 @@ impl Shim {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let lonely = (self.container.is_none() && self.connections.is_empty())
+        let idle = self.jobs.is_empty() && !self.foreign.as_ref().is_some_and(Foreign::is_creating);
+        let lonely = (self.container.is_none() && self.connections.is_empty() && idle)
             .then(|| self.lonely_since + ORPHANED_MAX);
         let warm = self.warm.as_ref().map(|warm| warm.until);
         let attached = self.audience.borrow().deadline();
@@ -444,8 +445,9 @@ impl Shim {
         let mut index = 0;
         while let Some(stream) = self.streams.get_mut(index) {
             let over = stream.deadline.is_some_and(|deadline| deadline <= now);
-            if over {
-                stream.pump(64);
+            // Of a FIFO that takes nothing nothing is heard: its stream is looked at all the same, to go on without it.
+            let ended = (over || stream.is_overdue(now)) && !stream.pump(64);
+            if over || ended {
                 self.streams.remove(index).finish();
             } else {
                 index += 1;

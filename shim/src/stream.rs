@@ -59,6 +59,11 @@ impl Fifo {
         self.flush();
     }
 
+    /// When it counts as abandoned, while something waits for it.
+    fn given_up_at(&self) -> Option<Instant> {
+        self.stalled_since.filter(|_| !self.pending.is_empty()).map(|since| since + STALL_MAX)
+    }
+
     fn flush(&mut self) {
         while !self.pending.is_empty() {
             match self.file.write(&self.pending) {
@@ -116,10 +121,18 @@ impl Stream {
     /// When to look even if nothing happens.
     pub(crate) fn next_look(&self) -> Option<Instant> {
         let stalled = match &self.sink {
-            Sink::Fifo(fifo) => fifo.stalled_since.map(|since| since + STALL_MAX),
+            Sink::Fifo(fifo) => fifo.given_up_at(),
             Sink::Log(..) | Sink::Quiet(_) => None,
         };
         [self.deadline, stalled].into_iter().flatten().min()
+    }
+
+    /// Whether its reader has kept it waiting for too long.
+    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
+        match &self.sink {
+            Sink::Fifo(fifo) => fifo.given_up_at().is_some_and(|at| at <= now),
+            Sink::Log(..) | Sink::Quiet(_) => false,
+        }
     }
 
     /// Copies at most `rounds` reads; `false` says that the stream is over.
@@ -217,5 +230,45 @@ impl Input {
             }
             Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+
+    #[test]
+    fn a_reader_that_is_gone_holds_nothing_up_for_ever() {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        let ((source, writer), (reader, target)) = (pipe(), pipe());
+        let mut writer = File::from(writer);
+        let mut fill = || while writer.write(&[b'x'; 4096]).is_ok() {};
+        let mut stream = Stream::new("", source, Sink::Fifo(Fifo::new(target)));
+        // Until the target takes no more.
+        for _ in 0..3 {
+            fill();
+            assert!(stream.pump(64));
+        }
+        assert_eq!(stream.interest().1, libc::POLLOUT);
+        let soon = stream.next_look().unwrap();
+        assert!(!stream.is_overdue(Instant::now()) && stream.is_overdue(soon));
+        let Sink::Fifo(fifo) = &mut stream.sink else { unreachable!() };
+        fifo.stalled_since = Instant::now().checked_sub(STALL_MAX);
+        assert!(stream.is_overdue(Instant::now()) && stream.pump(64));
+        // What was there is gone, and nothing is waited for but more of it.
+        assert_eq!((stream.interest().1, stream.next_look()), (libc::POLLIN, None));
+        assert!(writer.write(b"more").is_ok() && stream.pump(64));
+        // One that reads again gets what comes from then on.
+        let mut reader = File::from(reader);
+        while reader.read(&mut [0; 4096]).is_ok_and(|count| count > 0) {}
+        writer.write_all(b"again").unwrap();
+        assert!(stream.pump(64));
+        let mut text = [0; 64];
+        let count = reader.read(&mut text).unwrap();
+        assert_eq!(&text[..count], b"again");
     }
 }
