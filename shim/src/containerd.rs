@@ -198,7 +198,7 @@ fn free(call: &Call) -> Result<api::DeleteResponse, String> {
     let _ = fs::remove_file(socket(call));
     let cgroups = kept_cgroups(&bundle);
     cgroup::kill_all(&cgroups, DELETE_MAX);
-    let mut work = job::spawn(&[], |reporter| delete::run(&call.id, &bundle, &cgroups, None, reporter))
+    let mut work = job::spawn(&[], |reporter| delete::run(&call.id, &bundle, &cgroups, None, &[], reporter))
         .map_err(|failure| format!("delete: {failure}"))?;
     let deadline = Instant::now() + DELETE_MAX;
     while Instant::now() < deadline {

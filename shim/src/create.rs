@@ -21,6 +21,7 @@ use crate::cgroup;
 use crate::devices;
 use crate::executor::Command;
 use crate::job::Reporter;
+use crate::logger::{self, Feed};
 use crate::rootfs::{self, RootfsMount};
 use crate::stage::Stage;
 use crate::staging;
@@ -44,8 +45,21 @@ pub(crate) struct Creation {
     pub(crate) stderr: Option<OwnedFd>,
     /// Where compiled filters of all containers are kept.
     pub(crate) seccomp_cache: Option<PathBuf>,
+    /// Who reads what it prints.
+    pub(crate) feed: Option<Feed>,
+    /// The namespace of containerd's that it is in.
+    pub(crate) namespace: String,
     /// When it was asked for, where somebody traces it.
     pub(crate) traced: Option<u64>,
+}
+
+impl Creation {
+    /// Starts the logger, if there is to be one.
+    pub(crate) fn start_logger(&mut self, reporter: &Reporter) -> Result<(), Failure> {
+        let Some(feed) = self.feed.take() else { return Ok(()) };
+        let client = logger::Client { id: &self.id, namespace: &self.namespace, bundle: &self.bundle };
+        feed.start(&client, reporter)
+    }
 }
 
 /// Creates the container and reports its process, cgroup and terminal.
@@ -176,6 +190,7 @@ pub(crate) fn descriptors(creation: &Creation) -> Vec<RawFd> {
         .into_iter()
         .flatten()
         .map(AsRawFd::as_raw_fd)
+        .chain(creation.feed.iter().flat_map(Feed::descriptors))
         .collect()
 }
 

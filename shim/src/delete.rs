@@ -1,6 +1,7 @@
 //! Removes what a container leaves: processes, cgroup, the runtime's state. In a forked child, because it may have to wait.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use libcontainer::container::Container;
 use crate::bundle::state_root;
 use crate::cgroup;
 use crate::job::Reporter;
+use crate::logger;
 use crate::oci::Binary;
 use crate::status::Failure;
 
@@ -20,6 +22,7 @@ pub(crate) fn run(
     bundle: &Path,
     cgroups: &[PathBuf],
     binary: Option<&Binary>,
+    loggers: &[OwnedFd],
     reporter: &Reporter,
 ) {
     let mut errors = Vec::new();
@@ -35,6 +38,8 @@ pub(crate) fn run(
             errors.push(format!("removing {}: {error}", directory.display()));
         }
     }
+    // Nobody writes to them any more.
+    logger::leave(loggers);
     let state = state_root(bundle).join(id);
     if binary.is_none() {
         run_hooks(&state, &mut errors);

@@ -35,6 +35,8 @@ pub(crate) enum Report {
     Cgroup(String),
     /// The master side of the process' terminal.
     Terminal(OwnedFd),
+    /// A logger that was started, by number and descriptor.
+    Logger(i32, OwnedFd),
     /// A part of the work is over.
     Took(Timing),
     /// Finished well.
@@ -80,6 +82,11 @@ impl Reporter {
 
     pub(crate) fn terminal(&self, master: BorrowedFd<'_>) {
         self.send(b'F', &[], Some(master.as_raw_fd()));
+    }
+
+    /// A logger that was started for the container or exec, and is ready.
+    pub(crate) fn logger(&self, pid: i32, process: BorrowedFd<'_>) {
+        self.send(b'L', &pid.to_le_bytes(), Some(process.as_raw_fd()));
     }
 
     /// A part of the work is over; both in nanoseconds since 1970.
@@ -247,6 +254,10 @@ impl Job {
                 b'P' => reports.push(Report::Pid(body.try_into().map_or(0, i32::from_le_bytes))),
                 b'C' => reports.push(Report::Cgroup(text())),
                 b'F' if !self.fds.is_empty() => reports.push(Report::Terminal(self.fds.remove(0))),
+                b'L' if !self.fds.is_empty() => {
+                    let pid = body.try_into().map_or(0, i32::from_le_bytes);
+                    reports.push(Report::Logger(pid, self.fds.remove(0)));
+                }
                 b'S' => reports.extend(took(body).map(Report::Took)),
                 b'D' => reports.push(Report::Done),
                 b'M' => self.reason = Some(decoded(body)),

@@ -35,6 +35,7 @@ mod home;
 mod idmap;
 mod job;
 mod log;
+mod logger;
 mod metrics;
 mod numbers;
 mod oci;
@@ -59,6 +60,7 @@ mod terminal;
 mod timing;
 mod trace;
 mod update;
+mod uri;
 mod userns;
 mod warm;
 

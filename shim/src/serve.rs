@@ -9,6 +9,7 @@ mod container;
 mod execs;
 mod forward;
 mod jobs;
+mod loggers;
 mod peer;
 mod publish;
 mod readers;
@@ -28,6 +29,7 @@ use crate::audience::Audience;
 use crate::foreign::Program;
 use crate::frame::Connection;
 use crate::job::Timing;
+use crate::logger::Logger;
 use crate::oci::Binary;
 use crate::oom::Kills;
 use crate::stream::{Input, Stream};
@@ -121,6 +123,11 @@ struct Shim {
     binary: Option<Binary>,
     foreign: Option<Foreign>,
     publisher: Option<Publisher>,
+    /// containerd's, where it is containerd that the shim works for.
+    namespace: String,
+    loggers: Vec<Logger>,
+    /// Since when the shim would end, were there no loggers.
+    leaving_since: Option<Instant>,
     unread: Vec<Unread>,
     seccomp_cache: Option<PathBuf>,
     connections: Vec<Connection>,
@@ -222,6 +229,9 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
         binary,
         foreign: options.foreign.map(Foreign::new),
         unread: Vec::new(),
+        namespace: options.events.as_ref().map(|(_, namespace)| namespace.clone()).unwrap_or_default(),
+        loggers: Vec::new(),
+        leaving_since: None,
         publisher: options.events.map(|(address, namespace)| Publisher::new(address, namespace)),
         seccomp_cache: options.seccomp_cache,
         connections: Vec::new(),
@@ -253,6 +263,7 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
     };
     shim.adopt().map_err(|failure| format!("serve: {failure}"))?;
     let result = shim.serve(&listener, &signals);
+    shim.end_loggers();
     if let Some(path) = options.socket_path {
         let _ = std::fs::remove_file(path);
     }
@@ -299,14 +310,21 @@ impl Shim {
 
     fn finished(&mut self) -> bool {
         let creating = self.foreign.as_ref().is_some_and(Foreign::is_creating);
-        if self.container.is_some() || creating || !self.jobs.is_empty() {
-            return false;
-        }
+        let busy = self.container.is_some() || creating || !self.jobs.is_empty();
         let answered = self.connections.iter().all(|connection| !connection.wants_write());
         let abandoned = self.connections.is_empty()
             && (self.had_container || self.lonely_since.elapsed() >= ORPHANED_MAX);
-        let finished = (self.shutdown && answered) || abandoned;
-        finished && self.publisher.as_mut().is_none_or(Publisher::lets_go)
+        if busy || !((self.shutdown && answered) || abandoned) {
+            // Whoever was to be waited for in the end is not any more.
+            self.leaving_since = None;
+            if let Some(publisher) = &mut self.publisher {
+                publisher.stays();
+            }
+            return false;
+        }
+        // Both have their time, one beside the other.
+        let told = self.publisher.as_mut().is_none_or(Publisher::lets_go);
+        self.loggers_let_go() && told
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -326,6 +344,7 @@ impl Shim {
             .chain(attached)
             .chain(tail)
             .chain(publishing)
+            .chain(self.loggers_deadline())
             .chain(self.closed_until)
             .chain(readers)
             .min()

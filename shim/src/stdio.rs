@@ -5,11 +5,15 @@
 //! | empty | `/dev/null` |
 //! | `cri-log:///path` | the shim writes the container's log there (see `log`) |
 //! | `/path` | a FIFO made by the client |
+//! | `file:///path` | appended to the file; as standard output it takes standard error as well |
+//! | `binary:///path?name=value` | a program that the shim starts reads both outputs (see `logger`) |
 //! | `attach:` | attached clients only (see `audience`) |
 //! | `attach:once` | the same for input, which ends with that of the first client |
 
 use std::cell::RefCell;
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -17,9 +21,11 @@ use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, fchown, fstat, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::log::{Lines, Log, Origin};
+use crate::logger::Feed;
 use crate::status::{Code, Failure};
 use crate::stream::{Fifo, Sink};
 use crate::sys;
+use crate::uri::Destination;
 
 /// What the path of a log in CRI format begins with.
 pub(crate) const LOG_SCHEME: &str = "cri-log://";
@@ -40,6 +46,32 @@ pub(crate) struct Stdio {
     pub(crate) copies: Vec<(OwnedFd, Sink)>,
     /// Where a terminal's output goes.
     pub(crate) terminal: Option<Sink>,
+    /// Who is to read the outputs.
+    pub(crate) feed: Option<Feed>,
+}
+
+/// Opens a file that output is appended to, and makes the directories above it.
+fn open_file(path: &Path) -> Result<Rc<File>, Failure> {
+    let open = || {
+        if let Some(directory) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+        }
+        // A FIFO that nobody reads keeps nobody waiting.
+        let flags = libc::O_NONBLOCK;
+        OpenOptions::new().append(true).create(true).mode(0o644).custom_flags(flags).open(path)
+    };
+    open().map(Rc::new).map_err(|error| {
+        let failure = Failure::doing(&format!("opening {}", path.display()), &error);
+        // Where it lies the caller says; that there is no space is not his fault.
+        match failure.code {
+            Code::Internal => Failure::new(Code::InvalidArgument, failure.message),
+            _ => failure,
+        }
+    })
+}
+
+fn new_pipe(_: &str) -> Result<(OwnedFd, OwnedFd), Failure> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(|error| Failure::doing("making a pipe", &error))
 }
 
 /// Whether a stream is for attached clients.
@@ -94,9 +126,48 @@ pub(crate) fn open_terminal_sink(path: &str) -> Result<OwnedFd, Failure> {
 impl Stdio {
     /// Opens everything for the container itself.
     pub(crate) fn open(terminal: bool, stdin: &str, stdout: &str, stderr: &str) -> Result<Self, Failure> {
-        Self::open_with(terminal, stdin, stdout, stderr, |_| {
-            pipe_with(PipeFlags::CLOEXEC).map_err(|error| Failure::doing("making a pipe", &error))
-        })
+        match Destination::parse(stdout)? {
+            None => Self::open_with(terminal, stdin, stdout, stderr, new_pipe),
+            Some(destination) => {
+                let mut stdio = Self::open_with(terminal, stdin, "", "", new_pipe)?;
+                stdio.send_to(destination, terminal, !stderr.is_empty())?;
+                Ok(stdio)
+            }
+        }
+    }
+
+    /// Has both outputs go where a URI says.
+    fn send_to(&mut self, destination: Destination, terminal: bool, stderr: bool) -> Result<(), Failure> {
+        match destination {
+            Destination::File(path) => {
+                let file = open_file(&path)?;
+                if terminal {
+                    self.terminal = Some(Sink::File(file));
+                    return Ok(());
+                }
+                for (wanted, slot) in [(true, &mut self.stdout), (stderr, &mut self.stderr)] {
+                    if wanted {
+                        let (reader, writer) = new_pipe("")?;
+                        sys::set_nonblocking(reader.as_raw_fd(), true)
+                            .map_err(|error| Failure::doing("preparing a pipe", &error))?;
+                        self.copies.push((reader, Sink::File(Rc::clone(&file))));
+                        *slot = Some(writer);
+                    }
+                }
+            }
+            Destination::Program(command) => {
+                let ((stdout, out), (stderr, err)) = (new_pipe("")?, new_pipe("")?);
+                if terminal {
+                    sys::set_nonblocking(out.as_raw_fd(), true)
+                        .map_err(|error| Failure::doing("preparing a pipe", &error))?;
+                    self.terminal = Some(Sink::Fifo(Fifo::new(out)));
+                } else {
+                    (self.stdout, self.stderr) = (Some(out), Some(err));
+                }
+                self.feed = Some(Feed { command, stdout, stderr });
+            }
+        }
+        Ok(())
     }
 
     /// The same with pipes made by `pipe`, which is told the stream's name and gives the reading and the writing end.

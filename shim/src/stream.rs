@@ -26,6 +26,8 @@ pub(crate) enum Sink {
     Log(Rc<RefCell<Log>>, Lines),
     /// A FIFO, open for reading and writing so that it never breaks.
     Fifo(Fifo),
+    /// A file, as it comes. What it does not take is lost: the container is never held up by it.
+    File(Rc<File>),
     /// To attached clients only.
     Quiet(Origin),
 }
@@ -34,7 +36,7 @@ impl Sink {
     fn origin(&self) -> Option<Origin> {
         match self {
             Self::Log(_, lines) => Some(lines.origin()),
-            Self::Fifo(_) => None,
+            Self::Fifo(_) | Self::File(_) => None,
             Self::Quiet(origin) => Some(*origin),
         }
     }
@@ -122,7 +124,7 @@ impl Stream {
     pub(crate) fn next_look(&self) -> Option<Instant> {
         let stalled = match &self.sink {
             Sink::Fifo(fifo) => fifo.given_up_at(),
-            Sink::Log(..) | Sink::Quiet(_) => None,
+            Sink::Log(..) | Sink::File(_) | Sink::Quiet(_) => None,
         };
         [self.deadline, stalled].into_iter().flatten().min()
     }
@@ -131,7 +133,7 @@ impl Stream {
     pub(crate) fn is_overdue(&self, now: Instant) -> bool {
         match &self.sink {
             Sink::Fifo(fifo) => fifo.given_up_at().is_some_and(|at| at <= now),
-            Sink::Log(..) | Sink::Quiet(_) => false,
+            Sink::Log(..) | Sink::File(_) | Sink::Quiet(_) => false,
         }
     }
 
@@ -157,6 +159,7 @@ impl Stream {
                     match &mut self.sink {
                         Sink::Log(log, lines) => lines.push(&mut log.borrow_mut(), data),
                         Sink::Fifo(fifo) => fifo.push(data),
+                        Sink::File(file) => drop(file.as_ref().write_all(data)),
                         Sink::Quiet(_) => {}
                     }
                 }
@@ -179,7 +182,7 @@ impl Stream {
     pub(crate) fn log(&self) -> Option<&Rc<RefCell<Log>>> {
         match &self.sink {
             Sink::Log(log, _) => Some(log),
-            Sink::Fifo(_) | Sink::Quiet(_) => None,
+            Sink::Fifo(_) | Sink::File(_) | Sink::Quiet(_) => None,
         }
     }
 }

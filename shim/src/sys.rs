@@ -173,6 +173,26 @@ pub(crate) fn start_with_default_signals(command: &mut std::process::Command) {
     unsafe { command.pre_exec(reset) };
 }
 
+/// Gives the program that `command` starts these descriptors as 3, 4 and 5.
+pub(crate) fn start_with_descriptors(command: &mut std::process::Command, fds: [RawFd; 3]) {
+    use std::os::unix::process::CommandExt;
+    let pass = move || {
+        // None of them may be where another one goes: first out of the way.
+        let mut high = [0; 3];
+        for (high, fd) in high.iter_mut().zip(fds) {
+            // SAFETY: plain fcntl; what it makes is closed with the exec.
+            *high = check_int(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 10) })?;
+        }
+        for (fd, target) in high.into_iter().zip(3..) {
+            // SAFETY: plain dup2, in a child that goes on to exec and uses nothing it may replace.
+            check_int(unsafe { libc::dup2(fd, target) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: what runs between fork and exec only duplicates descriptors, which is allowed there.
+    unsafe { command.pre_exec(pass) };
+}
+
 /// Ignores a signal.
 pub(crate) fn ignore_signal(signal: i32) {
     // SAFETY: SIG_IGN is a valid disposition.
@@ -219,6 +239,14 @@ pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     // SAFETY: fresh, owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) })
+}
+
+/// Sends a signal to the process that `process` is open on.
+pub(crate) fn pidfd_signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let information = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: integer arguments and a null pointer, which stands for what kill(2) would send.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, information, 0) })
+        .map(|_| ())
 }
 
 /// Joins the namespaces of the process that `fd` is open on.

@@ -19,6 +19,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials![
         a_task_from_start_to_end,
         output_exit_status_and_terminal,
+        output_that_nobody_waits_for,
         containerd_comes_back,
         a_dead_shim_is_cleaned_up,
         memory_that_ran_out,
@@ -290,6 +291,47 @@ async fn output_exit_status_and_terminal(world: &mut World) {
     } else {
         eprintln!("containerd: no terminal was tried, there is no `script`");
     }
+    containerd.finish();
+}
+
+/// `--log-uri`, as nerdctl gives one to whatever it starts in the background.
+async fn output_that_nobody_waits_for(world: &mut World) {
+    let containerd = Containerd::start(world);
+    let script = ["sh", "-c", "echo out; echo err >&2; sleep 10000"];
+    let (file, program) = (containerd.directory.join("made/out.log"), containerd.directory.join("logger"));
+    let done = containerd.directory.join("done");
+    let to_file = format!("file://{}", file.display());
+    let output = containerd.run("f", &["--detach", "--log-uri", &to_file], &script);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let logger = "exec 5>&-\ncat <&4 > \"$1.err\" &\ncat <&3 > \"$1.out\"\nwait\n\
+                  echo \"$CONTAINER_ID $CONTAINER_NAMESPACE\" > \"$1\"\n";
+    std::fs::write(&program, logger).unwrap();
+    let to_program = format!("binary:///bin/sh?{}={}", program.display(), done.display());
+    let output = containerd.run("p", &["--detach", "--log-uri", &to_program], &script);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read = |path: &Path, end: &str| {
+        let path = PathBuf::from(format!("{}{end}", path.display()));
+        std::fs::read_to_string(path).unwrap_or_default()
+    };
+    let deadline = within(10);
+    let both = |text: &str| text.lines().count() == 2 && text.contains("out") && text.contains("err");
+    while !both(&read(&file, "")) || read(&done, ".out") != "out\n" || read(&done, ".err") != "err\n" {
+        assert!(Instant::now() < deadline, "{:?} {:?}", read(&file, ""), read(&done, ".out"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for id in ["f", "p"] {
+        containerd.ctr(&["task", "kill", "--signal", "SIGKILL", id]);
+        containerd.wait_for(id, "STOPPED");
+        containerd.try_ctr(&["task", "rm", id]);
+        containerd.ctr(&["container", "rm", id]);
+    }
+    // When the task is gone the logger has written all.
+    assert_eq!(read(&done, ""), "p default\n");
+    let missing = containerd.run("m", &["--detach", "--log-uri", "binary:///no/such/logger"], &script);
+    let said = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(!missing.status.success() && said.contains("/no/such/logger"), "{said}");
+    containerd.ctr(&["container", "rm", "m"]);
     containerd.finish();
 }
 

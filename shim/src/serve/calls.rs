@@ -100,6 +100,7 @@ impl Shim {
         if let Some((keyboard, once)) = stdio.keyboard.take() {
             self.audience.borrow_mut().set_keyboard(keyboard, once);
         }
+        let feed = stdio.feed.take();
         let process = Process::new(request.terminal, &request.stdin, &request.stdout, &request.stderr);
         let (purpose, [stdin, stdout, stderr]) = Self::purpose_of_create(process, stdio);
         let rootfs = request
@@ -116,6 +117,8 @@ impl Shim {
             stdout,
             stderr,
             seccomp_cache: self.seccomp_cache.clone(),
+            feed,
+            namespace: self.namespace.clone(),
             traced: self.traced,
         };
         if let Some(source) = source {
@@ -123,12 +126,18 @@ impl Shim {
         }
         let keep = create::descriptors(&creation);
         let binary = self.binary.clone();
-        let job = job::spawn(&keep, move |reporter| match binary {
-            None => create::run(creation, reporter),
-            Some(binary) => match binary.create(creation, reporter) {
-                Ok(()) => reporter.done(),
-                Err(failure) => reporter.failed(&failure),
-            },
+        let job = job::spawn(&keep, move |reporter| {
+            let mut creation = creation;
+            if let Err(failure) = creation.start_logger(reporter) {
+                return reporter.failed(&failure);
+            }
+            match binary {
+                None => create::run(creation, reporter),
+                Some(binary) => match binary.create(creation, reporter) {
+                    Ok(()) => reporter.done(),
+                    Err(failure) => reporter.failed(&failure),
+                },
+            }
         })?;
         self.jobs.push(Running::new(job, purpose, reply));
         Ok(())

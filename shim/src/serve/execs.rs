@@ -1,5 +1,7 @@
 //! Calls on further processes in the container.
 
+use std::os::fd::OwnedFd;
+
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::TaskExecAdded;
 use containerd_shim_protos::topics::TASK_EXEC_ADDED_EVENT_TOPIC;
@@ -8,10 +10,12 @@ use crate::cgroup;
 use crate::create;
 use crate::exec::{self, Execution};
 use crate::job::{self, Job};
+use crate::logger::{Client, Feed};
 use crate::status::{Code, Failure};
-use crate::stdio;
+use crate::stdio::{self, Stdio};
 use crate::stream::{Fifo, Sink};
 use crate::sys;
+use crate::uri::Destination;
 
 use super::answer::{Outcome, not_found, refused};
 use super::container::{Phase, Process, Reply};
@@ -20,6 +24,45 @@ use super::{KILL_WAIT, Shim};
 
 /// Execs at once.
 const EXECS_MAX: usize = 1024;
+
+/// The standard streams of an exec that is about to start.
+struct Streams {
+    handed: [Option<OwnedFd>; 3],
+    /// What the shim copies into its terminal.
+    stdin: Option<OwnedFd>,
+    /// Where the shim copies the terminal's output, or that of pipes.
+    sink: Option<Sink>,
+    copies: Vec<(OwnedFd, Sink)>,
+    feed: Option<Feed>,
+}
+
+fn open(process: &mut Process) -> Result<Streams, Failure> {
+    if Destination::parse(&process.stdout)?.is_some() {
+        let opened = Stdio::open(process.terminal, &process.stdin, &process.stdout, &process.stderr)?;
+        let Stdio { stdin, stdout, stderr, stdin_holder, keyboard: _, copies, terminal, feed } = opened;
+        process.stdin_holder = stdin_holder;
+        let (own, handed) = if process.terminal { (stdin, None) } else { (None, stdin) };
+        return Ok(Streams { handed: [handed, stdout, stderr], stdin: own, sink: terminal, copies, feed });
+    }
+    let (mut sink, mut own_stdin, mut handed) = (None, None, [None, None, None]);
+    if !process.stdin.is_empty() {
+        let (reader, writer) = stdio::open_stdin(&process.stdin)?;
+        process.stdin_holder = Some(writer);
+        if process.terminal { own_stdin = Some(reader) } else { handed[0] = Some(reader) }
+    }
+    if process.terminal {
+        if !process.stdout.is_empty() {
+            sink = Some(Sink::Fifo(Fifo::new(stdio::open_terminal_sink(&process.stdout)?)));
+        }
+    } else {
+        for (path, slot) in [(&process.stdout, 1), (&process.stderr, 2)] {
+            if !path.is_empty() {
+                handed[slot] = Some(stdio::open_direct(path)?);
+            }
+        }
+    }
+    Ok(Streams { handed, stdin: own_stdin, sink, copies: Vec::new(), feed: None })
+}
 
 impl Shim {
     pub(super) fn exec(&mut self, reply: Reply, request: api::ExecProcessRequest) -> Outcome {
@@ -68,29 +111,16 @@ impl Shim {
         self.forget_unread(exec_id);
         self.keep_open(exec_id, [&stdout, &stderr]);
         let process = self.execs.get_mut(exec_id).ok_or_else(|| not_found(exec_id))?;
-        let (mut sink, mut own_stdin, mut handed) = (None, None, [None, None, None]);
-        if !process.stdin.is_empty() {
-            let (reader, writer) = stdio::open_stdin(&process.stdin)?;
-            process.stdin_holder = Some(writer);
-            if process.terminal { own_stdin = Some(reader) } else { handed[0] = Some(reader) }
-        }
-        if process.terminal {
-            if !process.stdout.is_empty() {
-                sink = Some(Sink::Fifo(Fifo::new(stdio::open_terminal_sink(&process.stdout)?)));
-            }
-        } else {
-            for (path, slot) in [(&process.stdout, 1), (&process.stderr, 2)] {
-                if !path.is_empty() {
-                    handed[slot] = Some(stdio::open_direct(path)?);
-                }
-            }
-        }
+        let Streams { handed, stdin: own_stdin, sink, copies, feed } = open(process)?;
         let (terminal, spec) = (process.terminal, std::mem::take(&mut process.spec));
         let (id, bundle, binary, cgroups) = (&self.id, &self.bundle, &self.binary, &self.cgroups);
-        let keep = create::raw(&handed);
+        let mut keep = create::raw(&handed);
+        keep.extend(feed.iter().flat_map(Feed::descriptors));
+        let client = Client { id: exec_id, namespace: &self.namespace, bundle };
         let execution =
             || Execution { exec_id, init, bundle, cgroups, spec: &spec, terminal, stdio: [None, None, None] };
-        let warm = match (self.warm.take(), binary) {
+        // One that waits in the container's cgroup is no parent for a logger.
+        let warm = match (self.warm.take_if(|_| feed.is_none()), binary) {
             (Some(warm), None) => Job::of(warm.pid).map(|(job, channel)| {
                 let execution = Execution { stdio: handed, ..execution() };
                 match warm.send(&channel, &execution) {
@@ -105,16 +135,21 @@ impl Shim {
         };
         let job = match warm {
             (Some(job), _) => job,
-            (None, handed) => job::spawn(&keep, |reporter| match binary {
-                None => exec::run(Execution { stdio: handed, ..execution() }, reporter),
-                Some(binary) => match binary.exec(id, exec_id, &spec, terminal, handed, reporter) {
-                    Ok(()) => reporter.done(),
-                    Err(failure) => reporter.failed(&failure),
-                },
+            (None, handed) => job::spawn(&keep, |reporter| {
+                if let Err(failure) = feed.map_or(Ok(()), |feed| feed.start(&client, reporter)) {
+                    return reporter.failed(&failure);
+                }
+                match binary {
+                    None => exec::run(Execution { stdio: handed, ..execution() }, reporter),
+                    Some(binary) => match binary.exec(id, exec_id, &spec, terminal, handed, reporter) {
+                        Ok(()) => reporter.done(),
+                        Err(failure) => reporter.failed(&failure),
+                    },
+                }
             })?,
         };
         process.phase = Phase::Starting;
-        let purpose = Purpose::Exec { exec_id: exec_id.to_owned(), terminal: sink, stdin: own_stdin };
+        let purpose = Purpose::Exec { exec_id: exec_id.to_owned(), copies, terminal: sink, stdin: own_stdin };
         self.jobs.push(Running::new(job, purpose, reply));
         Ok(())
     }

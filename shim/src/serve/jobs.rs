@@ -27,13 +27,29 @@ const STRAYS_MAX: usize = 64;
 /// What a job is for.
 #[derive(Debug)]
 pub(super) enum Purpose {
-    Create { process: Process, copies: Vec<(OwnedFd, Sink)>, terminal: Option<Sink>, stdin: Option<OwnedFd> },
+    Create {
+        process: Process,
+        copies: Vec<(OwnedFd, Sink)>,
+        terminal: Option<Sink>,
+        stdin: Option<OwnedFd>,
+    },
     Start,
-    Exec { exec_id: String, terminal: Option<Sink>, stdin: Option<OwnedFd> },
+    Exec {
+        exec_id: String,
+        copies: Vec<(OwnedFd, Sink)>,
+        terminal: Option<Sink>,
+        stdin: Option<OwnedFd>,
+    },
     Delete,
+    /// The exec has ended; its logger has not.
+    DeleteExec(String),
     Update,
     Checkpoint,
-    Restore { copies: Vec<(OwnedFd, Sink)>, terminal: Option<Sink>, stdin: Option<OwnedFd> },
+    Restore {
+        copies: Vec<(OwnedFd, Sink)>,
+        terminal: Option<Sink>,
+        stdin: Option<OwnedFd>,
+    },
 }
 
 /// A job and what it has reported so far.
@@ -69,7 +85,9 @@ impl Running {
 impl Shim {
     /// Whether a job that changes the container is under way.
     pub(super) fn busy(&self) -> bool {
-        self.jobs.iter().any(|running| !matches!(running.purpose, Purpose::Exec { .. }))
+        let of_execs =
+            |running: &Running| matches!(running.purpose, Purpose::Exec { .. } | Purpose::DeleteExec(_));
+        self.jobs.iter().any(|running| !of_execs(running))
     }
 
     /// Whether a start of the created container is under way.
@@ -82,12 +100,19 @@ impl Shim {
         let Some(running) = self.jobs.get_mut(index) else { return };
         let (reports, ended) = running.job.read();
         running.stream_ended |= ended;
-        let mut result = None;
+        let (mut result, mut logger) = (None, None);
         for report in reports {
             match report {
                 Report::Pid(pid) => running.pid = pid,
                 Report::Cgroup(directory) => running.cgroups.push(PathBuf::from(directory)),
                 Report::Terminal(master) => running.master = Some(master),
+                Report::Logger(pid, process) => {
+                    let owner = match &running.purpose {
+                        Purpose::Exec { exec_id, .. } => exec_id.clone(),
+                        _ => String::new(),
+                    };
+                    logger = Some((owner, pid, process));
+                }
                 Report::Took(timing) if running.timings.len() < PARTS_MAX => running.timings.push(timing),
                 Report::Took(_) => {}
                 Report::Done => result = result.or(Some(Ok(()))),
@@ -106,6 +131,9 @@ impl Shim {
                 }
                 (false, None) => None,
             };
+        }
+        if let Some((owner, pid, process)) = logger {
+            self.keep_logger(owner, pid, process);
         }
         if let Some(result) = result {
             let running = self.jobs.remove(index);
@@ -167,7 +195,7 @@ impl Shim {
                     }
                 }
             }
-            Purpose::Exec { exec_id, terminal, stdin } => {
+            Purpose::Exec { exec_id, copies, terminal, stdin } => {
                 let Some(process) = self.execs.get_mut(&exec_id) else {
                     // What it came to has been killed with all that is in the container's cgroup.
                     return self.refuse(reply, &refused("the container was deleted meanwhile"));
@@ -178,6 +206,9 @@ impl Shim {
                         process.phase = Phase::Running;
                         if process.forsaken {
                             let _ = sys::kill(pid, libc::SIGKILL);
+                        }
+                        for (source, sink) in copies {
+                            self.streams.push(Stream::new(&exec_id, source, sink));
                         }
                         self.connect_terminal(&exec_id, master, terminal, stdin);
                         self.tell_exec_started(&exec_id, pid);
@@ -207,6 +238,7 @@ impl Shim {
                     }
                 }
             }
+            Purpose::DeleteExec(exec_id) => self.exec_deleted(reply, &exec_id),
             Purpose::Update => match result {
                 Ok(()) => self.answer(reply, &api::Empty::default()),
                 Err(failure) => self.refuse(reply, &failure),
@@ -326,6 +358,9 @@ impl Shim {
                 self.warm = None;
                 continue;
             }
+            if self.reaped_logger(reaped.pid) {
+                continue;
+            }
             if !self.jobs.is_empty() {
                 if self.strays.len() >= STRAYS_MAX {
                     self.strays.remove(0);
@@ -361,7 +396,7 @@ impl Shim {
 
     /// What the shim does with opened standard streams besides handing them on.
     pub(super) fn purpose_of_create(process: Process, stdio: Stdio) -> (Purpose, [Option<OwnedFd>; 3]) {
-        let Stdio { stdin, stdout, stderr, stdin_holder, copies, terminal, keyboard: _ } = stdio;
+        let Stdio { stdin, stdout, stderr, stdin_holder, copies, terminal, keyboard: _, feed: _ } = stdio;
         let mut process = process;
         process.stdin_holder = stdin_holder;
         let (own, handed) = if process.terminal { (stdin, None) } else { (None, stdin) };

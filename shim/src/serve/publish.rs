@@ -177,6 +177,11 @@ impl Publisher {
         self.again_at.into_iter().chain(leaving).min()
     }
 
+    /// The shim does not end, though it was about to.
+    pub(super) fn stays(&mut self) {
+        self.leaving_since = None;
+    }
+
     /// Whether the shim may end: all is told, or it has waited long enough.
     pub(super) fn lets_go(&mut self) -> bool {
         if self.queue.is_empty() {

@@ -1,5 +1,7 @@
 //! The end: Delete and Shutdown.
 
+use std::os::fd::AsRawFd;
+
 use containerd_shim_protos::api;
 
 use crate::cgroup;
@@ -21,9 +23,8 @@ impl Shim {
             if matches!(process.phase, Phase::Starting | Phase::Running) {
                 return Err(refused(format!("exec {exec_id} is running")));
             }
-            if let Some(process) = self.forget_exec(exec_id) {
-                self.tell_deleted(exec_id, process.pid, process.exit());
-                self.answer_delete(reply, process.pid, process.exit());
+            if !self.delete_behind_logger(reply, exec_id)? {
+                self.exec_deleted(reply, exec_id);
             }
             return Ok(());
         }
@@ -42,10 +43,29 @@ impl Shim {
         self.free(reply)
     }
 
-    /// Has a job remove all that the container has.
+    /// The exec has ended, and who wrote its output down as well.
+    pub(super) fn exec_deleted(&mut self, reply: Reply, exec_id: &str) {
+        match self.forget_exec(exec_id) {
+            Some(process) => {
+                self.tell_deleted(exec_id, process.pid, process.exit());
+                self.answer_delete(reply, process.pid, process.exit());
+            }
+            None => self.refuse(reply, &not_found(exec_id)),
+        }
+    }
+
+    /// Has a job remove all that the container has, and wait for its loggers.
     fn free(&mut self, reply: Reply) -> Outcome {
+        let loggers = self.loggers_of(None).unwrap_or_default();
+        if !loggers.is_empty() {
+            // A terminal's output the shim itself copies to them.
+            self.end_streams("");
+        }
+        let keep: Vec<_> = loggers.iter().map(AsRawFd::as_raw_fd).collect();
         let (id, bundle, cgroups, binary) = (&self.id, &self.bundle, &self.cgroups, &self.binary);
-        let job = job::spawn(&[], |reporter| delete::run(id, bundle, cgroups, binary.as_ref(), reporter))?;
+        let job = job::spawn(&keep, |reporter| {
+            delete::run(id, bundle, cgroups, binary.as_ref(), &loggers, reporter);
+        })?;
         self.jobs.push(Running::new(job, Purpose::Delete, reply));
         Ok(())
     }

@@ -76,6 +76,10 @@ impl Shim {
         let keep = create::descriptors(&creation);
         let binary = self.binary.clone();
         let job = job::spawn(&keep, move |reporter| {
+            let mut creation = creation;
+            if let Err(failure) = creation.start_logger(reporter) {
+                return reporter.failed(&failure);
+            }
             restore::run(creation, &source, binary.as_ref(), reporter);
         })?;
         if let Some(container) = self.container.as_mut() {

@@ -7,6 +7,7 @@ mod execs;
 mod figures;
 mod harness;
 mod lifecycle;
+mod loggers;
 mod logs;
 mod raw;
 mod spec;
