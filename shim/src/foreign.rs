@@ -13,7 +13,7 @@
 //! the shim again. `delete` frees what a shim left that is gone.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ use crate::sys;
 /// How long `start` and `delete` may take: a virtual machine has to boot meanwhile.
 const PROGRAM_MAX: Duration = Duration::from_secs(60);
 /// The most that is read of what the program prints.
-const OUTPUT_MAX: usize = 64 << 10;
+const OUTPUT_MAX: u64 = 64 << 10;
 /// The newest version of the Task service that is spoken here.
 const VERSION_MAX: i32 = 3;
 
@@ -179,8 +179,9 @@ pub(crate) fn forget(bundle: &Path) {
 }
 
 fn beginning(path: &Path) -> Vec<u8> {
-    let mut bytes = fs::read(path).unwrap_or_default();
-    bytes.truncate(OUTPUT_MAX);
+    let mut bytes = Vec::new();
+    // What can't be read is as good as not said.
+    let _ = File::open(path).and_then(|file| file.take(OUTPUT_MAX).read_to_end(&mut bytes));
     bytes
 }
 

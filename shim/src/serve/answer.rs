@@ -30,6 +30,14 @@ pub(super) fn refused(message: impl Into<String>) -> Failure {
     Failure::new(Code::FailedPrecondition, message)
 }
 
+/// An answer that says no.
+pub(super) fn refusal(failure: &Failure) -> Response {
+    let mut status = Status::new();
+    status.set_code(Enum::from_i32(i32::from(failure.code as u8)).unwrap_or_default());
+    status.message.clone_from(&failure.message);
+    Response { status: MessageField::some(status), ..Default::default() }
+}
+
 impl Shim {
     pub(super) fn answer(&mut self, reply: Reply, message: &dyn MessageDyn) {
         match message.write_to_bytes_dyn() {
@@ -42,11 +50,7 @@ impl Shim {
     }
 
     pub(super) fn refuse(&mut self, reply: Reply, failure: &Failure) {
-        let mut status = Status::new();
-        status.set_code(Enum::from_i32(i32::from(failure.code as u8)).unwrap_or_default());
-        status.message.clone_from(&failure.message);
-        let response = Response { status: MessageField::some(status), ..Default::default() };
-        self.send(reply, &response.write_to_bytes().unwrap_or_default());
+        self.send(reply, &refusal(failure).write_to_bytes().unwrap_or_default());
     }
 
     pub(super) fn answer_wait(&mut self, reply: Reply, exit: Exit) {

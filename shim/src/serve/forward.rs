@@ -13,13 +13,14 @@ use containerd_shim_protos::ttrpc::proto::Response;
 
 use crate::cgroup;
 use crate::foreign::{self, Bootstrap};
+use crate::numbers::unsigned;
 use crate::say::say;
 use crate::status::{Code, Failure};
 use crate::stream::{Sink, Stream};
 use crate::sys::Reaped;
 
 use super::Shim;
-use super::answer::{Outcome, not_found, parse, refused};
+use super::answer::{self, Outcome, not_found, parse, refused};
 use super::container::{Phase, Process, Reply};
 use super::peer::{Creating, Pending, Streams, encoded, is_ours, keep, kept, refusal};
 
@@ -194,7 +195,12 @@ impl Shim {
             let Some(pending) = pending else { continue };
             match Response::parse_from_bytes(&frame.payload) {
                 Ok(response) => self.answered(pending, response, &frame.payload),
-                Err(error) => say(format_args!("a malformed answer of the shim: {error}")),
+                Err(error) => {
+                    let failure = Failure::internal(format!("a malformed answer of the shim: {error}"));
+                    say(&failure);
+                    let response = answer::refusal(&failure);
+                    self.answered(pending, response.clone(), &response.write_to_bytes().unwrap_or_default());
+                }
             }
         }
         self.heap_dirty = true;
@@ -225,7 +231,14 @@ impl Shim {
             }
             Pending::Wait => match api::WaitResponse::parse_from_bytes(&response.payload) {
                 Ok(answer) if refusal.is_none() => self.tail_begins(&answer),
-                _ => say(format_args!("the shim can't wait for the container: {refusal:?}")),
+                _ => {
+                    say(format_args!("the shim can't wait for the container: {refusal:?}"));
+                    // Then it is over, and how it ended is lost.
+                    if refusal.is_some_and(|failure| failure.code == Code::NotFound) {
+                        let exit_status = unsigned(KILLED);
+                        self.tail_begins(&api::WaitResponse { exit_status, ..Default::default() });
+                    }
+                }
             },
             Pending::Delete(reply) => {
                 if refusal.as_ref().is_none_or(|failure| failure.code == Code::NotFound) {
