@@ -10,6 +10,7 @@ mod execs;
 mod forward;
 mod jobs;
 mod loggers;
+mod parting;
 mod peer;
 mod publish;
 mod readers;

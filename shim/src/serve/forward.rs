@@ -22,6 +22,7 @@ use crate::sys::Reaped;
 use super::Shim;
 use super::answer::{self, Outcome, not_found, parse, refused};
 use super::container::{Phase, Process, Reply};
+use super::parting::is_paused;
 use super::peer::{Creating, Pending, Streams, encoded, is_ours, keep, kept, refusal};
 
 /// The shim of a pod may end just when another container of the pod comes to it: how often a creation begins anew.
@@ -53,7 +54,7 @@ impl Shim {
         let (phase, terminal) = (container.phase, container.terminal);
         let own = ids.exec_id.is_empty();
         match method {
-            "State" if own => return self.state(reply, &ids),
+            "State" if own => return self.forward_state(reply, payload),
             "Wait" if own => return self.wait(reply, &parse(payload)?),
             "Delete" if own => return self.forward_delete(reply, payload),
             "CloseIO" if own && !terminal => self.audience.borrow_mut().close_keyboard(),
@@ -73,6 +74,7 @@ impl Shim {
                 }
                 Pending::Start(reply)
             }
+            "Pause" | "Resume" => Pending::Freeze(reply, method == "Pause"),
             _ => Pending::Through(reply),
         };
         let Some(foreign) = self.foreign.as_mut() else { return Err(not_found("")) };
@@ -134,7 +136,7 @@ impl Shim {
         passed(foreign.ask("Create", payload, Pending::Create(creating)))
     }
 
-    fn forward_delete(&mut self, reply: Reply, payload: &[u8]) -> Outcome {
+    pub(super) fn forward_delete(&mut self, reply: Reply, payload: &[u8]) -> Outcome {
         let Some(foreign) = self.foreign.as_mut() else { return Err(not_found("")) };
         if foreign.peer.is_some() {
             return passed(foreign.ask("Delete", payload.to_vec(), Pending::Delete(reply)));
@@ -156,30 +158,6 @@ impl Shim {
         let (pid, exit) = container.as_ref().map_or((0, None), |process| (process.pid, process.exit()));
         self.answer_delete(reply, pid, exit);
         Ok(())
-    }
-
-    fn forward_shutdown(&mut self, reply: Reply, payload: &[u8]) -> Outcome {
-        let Some(foreign) = self.foreign.as_mut() else { return Ok(()) };
-        if foreign.is_creating() {
-            self.answer(reply, &api::Empty::default());
-            return Ok(());
-        }
-        self.shutdown = self.container.is_none();
-        if let Err((_, Pending::Shutdown(reply))) =
-            foreign.ask("Shutdown", payload.to_vec(), Pending::Shutdown(reply))
-        {
-            self.answer(reply, &api::Empty::default());
-        }
-        Ok(())
-    }
-
-    /// Lets the other shim go, unless it holds other containers of the pod.
-    fn dismiss(&mut self) {
-        let Some(foreign) = self.foreign.as_mut() else { return };
-        let request = api::ShutdownRequest { id: self.id.clone(), ..Default::default() };
-        if let Ok(payload) = encoded(&request) {
-            let _ = foreign.ask("Shutdown", payload, Pending::Ignored);
-        }
     }
 
     /// Something came from the other shim.
@@ -212,11 +190,17 @@ impl Shim {
         match pending {
             Pending::Create(creating) => match refusal {
                 Some(failure) => {
+                    self.shutdown |= self.unwanted;
                     self.refuse(creating.reply, &failure);
                     foreign::forget(&self.bundle);
                     self.dismiss();
                 }
-                None => self.created(*creating, &response),
+                None => {
+                    self.created(*creating, &response);
+                    if self.unwanted {
+                        self.undo_behind();
+                    }
+                }
             },
             Pending::Start(reply) => {
                 if let Some(foreign) = self.foreign.as_mut() {
@@ -241,7 +225,14 @@ impl Shim {
                 }
             },
             Pending::Delete(reply) => {
-                if refusal.as_ref().is_none_or(|failure| failure.code == Code::NotFound) {
+                let refusal = refusal.filter(|failure| failure.code != Code::NotFound);
+                if let Some(failure) = &refusal {
+                    if reply.connection == Reply::NOBODY.connection {
+                        // Nobody would try again: the program frees what it can.
+                        say(format_args!("the shim keeps a container that nobody wants: {failure}"));
+                        self.lose_peer();
+                    }
+                } else {
                     self.end_tail();
                     self.end_streams("");
                     self.container = None;
@@ -252,7 +243,24 @@ impl Shim {
                 self.send(reply, whole);
             }
             Pending::Through(reply) => self.send(reply, whole),
-            Pending::Shutdown(reply) => self.answer(reply, &api::Empty::default()),
+            Pending::Freeze(reply, frozen) => {
+                if refusal.is_none() {
+                    self.paused = frozen;
+                }
+                self.send(reply, whole);
+            }
+            Pending::State(reply, _) => {
+                if let (None, Ok(state)) = (refusal, api::StateResponse::parse_from_bytes(&response.payload))
+                {
+                    self.paused = is_paused(&state);
+                }
+                self.tell_state(reply);
+            }
+            Pending::Undo => {
+                if refusal.is_some() {
+                    self.delete_unwanted();
+                }
+            }
             Pending::Ignored => {}
         }
     }
@@ -303,6 +311,14 @@ impl Shim {
     /// What is due whenever something has happened.
     pub(super) fn look_after_peer(&mut self) {
         let Some(foreign) = self.foreign.as_mut() else { return };
+        for reply in foreign.impatient(Instant::now()) {
+            self.tell_state(reply);
+        }
+        let ended = self.container.as_ref().is_some_and(|container| container.exit().is_some());
+        let Some(foreign) = self.foreign.as_mut() else { return };
+        if self.unwanted && ended && !foreign.is_deleting() {
+            return self.delete_unwanted();
+        }
         let over = foreign.tail.is_some_and(|(_, deadline)| {
             deadline <= Instant::now() || !self.streams.iter().any(|stream| stream.owner.is_empty())
         });
@@ -328,24 +344,27 @@ impl Shim {
         let pending = std::mem::take(&mut foreign.pending);
         for (_, pending) in pending {
             match pending {
-                Pending::Create(mut creating) if creating.attempt < ATTEMPTS => {
+                Pending::Create(mut creating) if creating.attempt < ATTEMPTS && !self.unwanted => {
                     creating.attempt += 1;
                     let reply = creating.reply;
                     if let Err(failure) = self.create_behind(creating) {
                         self.refuse(reply, &failure);
                     }
                 }
-                Pending::Create(creating) => self.refuse(creating.reply, &Failure::internal(lost.clone())),
+                Pending::Create(creating) => {
+                    self.shutdown |= self.unwanted;
+                    self.refuse(creating.reply, &Failure::internal(lost.clone()));
+                }
                 Pending::Delete(reply) => {
                     if let Err(failure) = self.forward_delete(reply, &[]) {
                         self.refuse(reply, &failure);
                     }
                 }
-                Pending::Start(reply) | Pending::Through(reply) => {
+                Pending::Start(reply) | Pending::Through(reply) | Pending::Freeze(reply, _) => {
                     self.refuse(reply, &Failure::internal(lost.clone()));
                 }
-                Pending::Shutdown(reply) => self.answer(reply, &api::Empty::default()),
-                Pending::Wait | Pending::Ignored => {}
+                Pending::State(reply, _) => self.tell_state(reply),
+                Pending::Wait | Pending::Undo | Pending::Ignored => {}
             }
         }
         self.end_tail();
@@ -394,7 +413,7 @@ impl Shim {
         if !matches!(process.phase, Phase::Created) {
             foreign.held = Vec::new();
         }
-        self.paused = state.status.enum_value_or_default() == api::Status::PAUSED;
+        self.paused = is_paused(&state);
         self.hold(process, copies);
         Ok(())
     }

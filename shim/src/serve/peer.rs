@@ -55,7 +55,12 @@ pub(super) enum Pending {
     Start(Reply),
     Wait,
     Delete(Reply),
-    Shutdown(Reply),
+    /// Whether the container is paused: somebody wants its state, and is told what is known if no answer comes by then.
+    State(Reply, Instant),
+    /// Pause or Resume.
+    Freeze(Reply, bool),
+    /// The end of a container that nobody wants.
+    Undo,
     /// A call that is passed on as it is.
     Through(Reply),
     /// Nobody waits for it.
@@ -98,7 +103,29 @@ impl Foreign {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.tail.map(|(_, deadline)| deadline)
+        let states = self.pending.values().filter_map(|pending| match pending {
+            Pending::State(_, until) => Some(*until),
+            _ => None,
+        });
+        states.chain(self.tail.map(|(_, deadline)| deadline)).min()
+    }
+
+    /// Takes out whom the other shim has kept waiting for the container's state.
+    pub(super) fn impatient(&mut self, now: Instant) -> Vec<Reply> {
+        let mut replies = Vec::new();
+        self.pending.retain(|_, pending| match pending {
+            Pending::State(reply, until) if *until <= now => {
+                replies.push(*reply);
+                false
+            }
+            _ => true,
+        });
+        replies
+    }
+
+    /// Whether the container is just being deleted.
+    pub(super) fn is_deleting(&self) -> bool {
+        self.pending.values().any(|pending| matches!(pending, Pending::Delete(_)))
     }
 
     /// Connects to it.

@@ -5,6 +5,7 @@ mod backends;
 mod containerd;
 mod execs;
 mod figures;
+mod foreign;
 mod harness;
 mod lifecycle;
 mod loggers;
