@@ -2,14 +2,17 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::mpsc::Receiver;
 
 use containerd_shim_protos::api;
+use containerd_shim_protos::ttrpc::Code;
+use containerd_shim_protos::ttrpc::proto::Response;
 use containerd_shim_protos::{Client, TaskClient};
 use serde_json::{Value, json};
 
-use crate::harness::{Shim, base, clean_up_at_exit, context, eventually, shim_binary};
-use crate::raw::take_events;
+use crate::harness::{Shim, base, clean_up_at_exit, context, eventually, refusal, shim_binary};
+use crate::raw::{answer_as, take_events};
 
 /// The other shim's events go to where the receiver takes them.
 fn behind(name: &str, arguments: &[&str], adapt: impl FnOnce(&mut Value)) -> (Shim, Receiver<String>) {
@@ -56,6 +59,36 @@ fn who_paused_the_container_does_not_matter() {
     assert_eq!(status(), api::Status::PAUSED);
     shim.task.resume(context(), &resume).unwrap();
     assert_eq!(status(), api::Status::RUNNING);
+    shim.finish();
+}
+
+#[test]
+fn one_that_misbehaves_keeps_nobody_waiting() {
+    clean_up_at_exit();
+    let (socket, program) = (base().join("odd.sock"), base().join("odd-shim"));
+    // Written by another process: what this one has open for writing, and a thread's child with it, can't be executed.
+    let text = format!("#!/bin/sh\necho unix://{}\n", socket.display());
+    let write = "printf '%s' \"$1\" > \"$2\" && chmod 755 \"$2\"";
+    let made = Command::new("sh").args(["-c", write, "sh", &text]).arg(&program).status().unwrap();
+    assert!(made.success());
+    answer_as(&socket, |method| match method {
+        "Pids" => None,
+        // It has forgotten the container that it has created.
+        "Wait" => {
+            let mut response = Response::default();
+            response.status.mut_or_insert_default().set_code(Code::NOT_FOUND);
+            Some(response)
+        }
+        _ => Some(Response::default()),
+    });
+    let options = ["--shim", program.to_str().unwrap(), "--namespace", "n", "--address", "/none"];
+    let shim = Shim::spawn_with(&["true"], |_| (), &options);
+    shim.create();
+    let pids = api::PidsRequest { id: shim.id.clone(), ..Default::default() };
+    let (_, message) = refusal(shim.task.pids(context(), &pids));
+    assert!(message.contains("malformed"), "{message}");
+    assert_eq!(shim.wait(""), 137);
+    assert_eq!(shim.exit_json()["exit_code"], 137);
     shim.finish();
 }
 
