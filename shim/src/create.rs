@@ -22,6 +22,7 @@ use crate::devices;
 use crate::executor::Command;
 use crate::job::Reporter;
 use crate::logger::{self, Feed};
+use crate::null::null;
 use crate::rootfs::{self, RootfsMount};
 use crate::stage::Stage;
 use crate::staging;
@@ -192,11 +193,6 @@ pub(crate) fn descriptors(creation: &Creation) -> Vec<RawFd> {
         .map(AsRawFd::as_raw_fd)
         .chain(creation.feed.iter().flat_map(Feed::descriptors))
         .collect()
-}
-
-/// `/dev/null`, both ways.
-pub(crate) fn null() -> io::Result<OwnedFd> {
-    Ok(fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
 }
 
 /// Tells the shim which directories are the container's, and systemd the limits in them.

@@ -21,10 +21,10 @@ use oci_spec::runtime::{LinuxSeccomp, Process};
 
 use crate::adapt::{self, Restrictions, UMASK, cap_oom_score, cap_rlimit, rlimit_number};
 use crate::cgroup;
-use crate::create::null;
 use crate::executor;
 use crate::filter::{self, Filter};
 use crate::job::Reporter;
+use crate::null::null;
 use crate::status::{Code, Failure};
 use crate::stdio;
 use crate::sys::{self, Fork};

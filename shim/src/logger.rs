@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::create;
 use crate::job::Reporter;
+use crate::null::null;
 use crate::status::{Code, Failure};
 use crate::sys;
 use crate::uri::Command;
@@ -86,9 +86,9 @@ impl Feed {
             .stderr(Stdio::null());
         let [stdout, stderr] = self.descriptors();
         // What std makes to hear of a failed exec must not be where the logger's descriptors go.
-        let mut low = vec![create::null().map_err(|error| failed("preparing", &error))?];
+        let mut low = vec![null().map_err(|error| failed("preparing", &error))?];
         while low.last().is_some_and(|fd| fd.as_raw_fd() <= 5) {
-            low.push(create::null().map_err(|error| failed("preparing", &error))?);
+            low.push(null().map_err(|error| failed("preparing", &error))?);
         }
         sys::start_with_default_signals(&mut command);
         sys::start_with_descriptors(&mut command, [stdout, stderr, tells.as_raw_fd()]);

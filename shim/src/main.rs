@@ -37,6 +37,7 @@ mod job;
 mod log;
 mod logger;
 mod metrics;
+mod null;
 mod numbers;
 mod oci;
 mod oom;

@@ -31,6 +31,7 @@ use crate::foreign::Program;
 use crate::frame::Connection;
 use crate::job::Timing;
 use crate::logger::Logger;
+use crate::null::null;
 use crate::oci::Binary;
 use crate::oom::Kills;
 use crate::stream::{Input, Stream};
@@ -195,7 +196,7 @@ fn take_socket(descriptor: i32) -> std::io::Result<std::os::fd::OwnedFd> {
         return sys::inherited(descriptor);
     }
     let socket = sys::dup_high(descriptor)?;
-    sys::dup_onto(std::os::fd::AsRawFd::as_raw_fd(&crate::create::null()?), descriptor)?;
+    sys::dup_onto(std::os::fd::AsRawFd::as_raw_fd(&null()?), descriptor)?;
     Ok(socket)
 }
 
