@@ -20,8 +20,11 @@ pub struct Naming {
     pub names: Vec<String>,
     /// Ports that can be asked for by name (SRV).
     pub ports: Vec<NamedPort>,
-    /// DNS servers, port 53; the first three are asked, one after the other. One on loopback is the host's.
+    /// DNS servers, port 53; the first three are asked, one after the other.
     pub upstream: Vec<IpAddr>,
+    /// The servers were named for this sandbox: one on loopback stands in it. Otherwise they are the host's, as its loopback is.
+    #[serde(default)]
+    pub own_upstream: bool,
     /// Ways lead out of the sandbox that somebody else made.
     #[serde(default)]
     pub other_routes: bool,

@@ -98,6 +98,14 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// A name server, and from where it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Server {
+    address: IpAddr,
+    /// It is on the host's loopback. All others are asked from the sandbox.
+    on_host: bool,
+}
+
 /// What a sandbox may ask, and whom else.
 #[derive(Debug, Default)]
 pub(crate) struct View {
@@ -105,8 +113,8 @@ pub(crate) struct View {
     networks: Vec<String>,
     /// Their subnets: addresses in these are nobody else's to know.
     subnets: Vec<IpNetwork>,
-    /// Empty when nothing leads out of the sandbox.
-    upstream: Arc<[IpAddr]>,
+    /// Only servers in the sandbox itself when nothing leads out of it.
+    upstream: Arc<[Server]>,
     /// Where its namespace is pinned.
     netns: PathBuf,
 }
@@ -119,10 +127,25 @@ impl View {
         Self {
             networks: endpoints().map(|endpoint| endpoint.network.clone()).collect(),
             subnets: endpoints().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect(),
-            upstream: naming.upstream.iter().copied().filter(|_| outside).take(UPSTREAM_MAX).collect(),
+            upstream: upstream(naming, outside),
             netns: sandbox.netns.clone(),
         }
     }
+}
+
+/// Whom a sandbox asks; `outside` says whether something leads out of it.
+fn upstream(naming: &Naming, outside: bool) -> Arc<[Server]> {
+    let servers = naming.upstream.iter().filter_map(|address| {
+        let address = address.to_canonical();
+        // The kernel takes the unspecified address for loopback.
+        let is_local = address.is_loopback() || address.is_unspecified();
+        let inside = is_local && naming.own_upstream;
+        // A resolver that asks itself would not come to an end.
+        let itself = inside && address == ADDRESS;
+        let reached = (outside || inside) && !itself;
+        reached.then_some(Server { address, on_host: is_local && !inside })
+    });
+    servers.take(UPSTREAM_MAX).collect()
 }
 
 /// What all resolvers share.

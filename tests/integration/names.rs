@@ -7,6 +7,7 @@ use libtest_mimic::Trial;
 use serde_json::json;
 
 use crate::network::web;
+use crate::support::netns::Netns;
 use crate::support::{World, within};
 use crate::trials;
 
@@ -112,13 +113,9 @@ async fn names_follow_containers_and_connections(world: &mut World) {
     world.prune();
 }
 
-async fn the_kubelets_configuration_is_kept(world: &mut World) {
-    if !world.is_berth() {
-        return;
-    }
-    world.berth_ok(&["network", "create", "--subnet", "10.70.0.0/24", "blue"]);
-    // A server on the node, which pods reach by their gateway; it says that all names are 203.0.113.5.
-    let server = world.netns.run(|| UdpSocket::bind("0.0.0.0:53")).unwrap();
+/// A name server on all addresses of a namespace; it says that all names are 203.0.113.`last`.
+fn answer_names(netns: &Netns, last: u8) {
+    let server = netns.run(|| UdpSocket::bind("0.0.0.0:53")).unwrap();
     std::thread::spawn(move || {
         let mut buffer = [0; 1024];
         while let Ok((length, client)) = server.recv_from(&mut buffer) {
@@ -130,11 +127,20 @@ async fn the_kubelets_configuration_is_kept(world: &mut World) {
             let is_address = answer[end - 3] == 1;
             answer[6..12].copy_from_slice(&[0, u8::from(is_address), 0, 0, 0, 0]);
             if is_address {
-                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 203, 0, 113, 5]);
+                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 203, 0, 113, last]);
             }
             let _ = server.send_to(&answer, client);
         }
     });
+}
+
+async fn the_kubelets_configuration_is_kept(world: &mut World) {
+    if !world.is_berth() {
+        return;
+    }
+    world.berth_ok(&["network", "create", "--subnet", "10.70.0.0/24", "blue"]);
+    // A server on the node, which pods reach by their gateway.
+    answer_names(&world.netns, 5);
     let dns = |server: &str| {
         let strings = |list: &[&str]| list.iter().map(ToString::to_string).collect();
         Some(DnsConfig {
@@ -162,7 +168,16 @@ async fn the_kubelets_configuration_is_kept(world: &mut World) {
     );
     assert_eq!(lookup(world, &id, "kubernetes.default.svc.cluster.local.").await, "203.0.113.5");
     assert!(lookup(world, &id, "beside.blue.").await.starts_with("10.70.0."));
-    for pod in [&plain_id, &beside_id] {
+    // One of its own, on its loopback: the node has one at that address as well.
+    let mut sidecar = world.pod("sidecar");
+    sidecar.dns_config = dns("127.0.0.1");
+    sidecar.annotations.insert("berth.dev/networks".into(), "blue".into());
+    let sidecar_id = world.run_pod(&sidecar).await.unwrap();
+    let id = world.sleeper(&sidecar_id, &sidecar).await;
+    answer_names(&Netns::open(&world.daemon.state.join("pods").join(&sidecar_id).join("ns/net")), 9);
+    assert_eq!(lookup(world, &id, "kubernetes.default.svc.cluster.local.").await, "203.0.113.9");
+    assert!(lookup(world, &id, "sidecar.blue.").await.starts_with("10.70.0."));
+    for pod in [&plain_id, &beside_id, &sidecar_id] {
         world.remove_pod(pod).await.unwrap();
     }
     world.prune();

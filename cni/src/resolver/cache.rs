@@ -2,11 +2,11 @@
 //!
 //! A question leaves by the asker's own namespace, where others than the server can answer it: whoever is privileged in the
 //! sandbox, or may send raw packets, which is usual. So its answer is kept for that sandbox alone. Servers on the host's loopback
-//! are asked by the host itself, and what they answer is kept for all who ask them.
+//! are asked by the host itself, and what they answer is kept for all who ask them; one on a sandbox's own loopback is another one
+//! in each sandbox.
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use hickory_proto::{
 };
 use parking_lot::Mutex;
 
-use super::{View, wire::Question};
+use super::{Server, View, wire::Question};
 
 const ENTRIES_MAX: usize = 2_048;
 /// A larger answer is not kept.
@@ -33,7 +33,7 @@ const NEGATIVE_TTL_MAX: u32 = 60;
 struct Key {
     /// Where the asker's namespace is pinned; `None`: all of the servers are the host's.
     asker: Option<PathBuf>,
-    upstream: Arc<[IpAddr]>,
+    upstream: Arc<[Server]>,
     name: Name,
     kind: RecordType,
     class: DNSClass,
@@ -48,7 +48,7 @@ impl Key {
         let dnssec = message.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
         // Options may make the answer one for this client only (RFC 7871).
         let plain = message.edns.as_ref().is_none_or(|edns| edns.options().options.is_empty());
-        let outside = view.upstream.iter().any(|server| !server.is_loopback());
+        let outside = view.upstream.iter().any(|server| !server.on_host);
         plain.then(|| Self {
             asker: outside.then(|| view.netns.clone()),
             upstream: Arc::clone(&view.upstream),

@@ -1,13 +1,15 @@
 //! Names that nobody here has: the sandbox's own servers are asked, one after the other.
 //!
-//! Questions leave by the sandbox's own namespace, by its routes and with its address: what a pod can't reach it can't ask. Only a
-//! server on loopback (systemd-resolved's 127.0.0.53) is the host's. Each question has a socket of its own, so that its port is as
+//! Questions leave by the sandbox's own namespace, by its routes and with its address: what a pod can't reach it can't ask. So does
+//! one to a loopback address that was named for the sandbox, where a server beside its other processes has it. Only a loopback address
+//! that comes from the host's own configuration (systemd-resolved's 127.0.0.53) is the host's. Each question has a socket of its own, so that its port is as
 //! hard to guess as its number.
 
 use std::{
     hash::{BuildHasher, RandomState},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -22,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    Counters, View,
+    Counters, Server, View,
     cache::Cache,
     count,
     wire::{self, Question, UDP_MAX},
@@ -36,8 +38,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const FLIGHTS: usize = 1_024;
 /// A server that failed is asked last for so long.
 const GRUDGE: Duration = Duration::from_secs(30);
-/// More servers than a host has.
-const GRUDGES_MAX: usize = 256;
+/// More servers than a host and its sandboxes have.
+const GRUDGES_MAX: usize = 1_024;
+
+/// A server as one sandbox reaches it; `None`: as the host does.
+type Reached = (Server, Option<PathBuf>);
+
+fn reached(view: &View, server: Server) -> Reached {
+    (server, (!server.on_host).then(|| view.netns.clone()))
+}
 
 #[derive(Debug)]
 pub(super) struct Forwarder {
@@ -46,7 +55,7 @@ pub(super) struct Forwarder {
     /// Keyed by the system's randomness; hashing a counter gives numbers nobody can foretell.
     random: RandomState,
     counter: AtomicU64,
-    silent: Mutex<Vec<(IpAddr, Instant)>>,
+    silent: Mutex<Vec<(Reached, Instant)>>,
 }
 
 impl Default for Forwarder {
@@ -86,7 +95,7 @@ impl Forwarder {
             return refuse(ResponseCode::Refused);
         };
         let mut last = None;
-        for server in self.in_order(&view.upstream) {
+        for server in self.in_order(view) {
             match timeout(PATIENCE, self.exchange(view, server, question, stream)).await {
                 Ok(Ok(answer)) if useful(&answer) => {
                     self.cache.put(view, question, &answer, Instant::now());
@@ -95,12 +104,12 @@ impl Forwarder {
                 }
                 Ok(Ok(answer)) => last = Some(answer),
                 Ok(Err(error)) => {
-                    tracing::debug!(%server, %error, "asking a name server");
-                    self.remember_silent(server);
+                    tracing::debug!(server = %server.address, %error, "asking a name server");
+                    self.remember_silent(view, server);
                 }
                 Err(_) => {
-                    tracing::debug!(%server, "a name server is silent");
-                    self.remember_silent(server);
+                    tracing::debug!(server = %server.address, "a name server is silent");
+                    self.remember_silent(view, server);
                 }
             }
         }
@@ -117,15 +126,19 @@ impl Forwarder {
     }
 
     /// As configured, but those that did not answer lately come last.
-    fn in_order(&self, servers: &[IpAddr]) -> Vec<IpAddr> {
+    fn in_order(&self, view: &View) -> Vec<Server> {
         let mut silent = self.silent.lock();
         silent.retain(|(_, since)| since.elapsed() < GRUDGE);
-        let mut ordered = servers.to_vec();
-        ordered.sort_by_key(|server| silent.iter().any(|(other, _)| other == server));
+        let mut ordered = view.upstream.to_vec();
+        ordered.sort_by_cached_key(|server| {
+            let wanted = reached(view, *server);
+            silent.iter().any(|(other, _)| *other == wanted)
+        });
         ordered
     }
 
-    fn remember_silent(&self, server: IpAddr) {
+    fn remember_silent(&self, view: &View, server: Server) {
+        let server = reached(view, server);
         let mut silent = self.silent.lock();
         silent.retain(|(other, _)| *other != server);
         if silent.len() < GRUDGES_MAX {
@@ -136,7 +149,7 @@ impl Forwarder {
     async fn exchange(
         &self,
         view: &View,
-        server: IpAddr,
+        server: Server,
         question: &Question,
         stream: bool,
     ) -> io::Result<Vec<u8>> {
@@ -144,7 +157,6 @@ impl Forwarder {
         let id = u16::try_from(number & 0xffff).unwrap_or_default();
         let mut asked = question.bytes.clone();
         asked[..2].copy_from_slice(&id.to_be_bytes());
-        let server = SocketAddr::new(server, PORT);
         let mut answer = if stream {
             by_stream(view, server, &asked).await?
         } else {
@@ -165,17 +177,18 @@ fn useful(answer: &[u8]) -> bool {
 
 async fn by_datagram(
     view: &View,
-    server: SocketAddr,
+    server: Server,
     asked: &[u8],
     question: &Question,
     id: u16,
 ) -> io::Result<Vec<u8>> {
+    let address = SocketAddr::new(server.address, PORT);
     let socket = enter(view, server, move || {
         let any: IpAddr =
-            if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = std::net::UdpSocket::bind((any, 0))?;
         // Packets of others are the kernel's to drop.
-        socket.connect(server)?;
+        socket.connect(address)?;
         socket.set_nonblocking(true)?;
         Ok(socket)
     });
@@ -191,10 +204,10 @@ async fn by_datagram(
     }
 }
 
-async fn by_stream(view: &View, server: SocketAddr, asked: &[u8]) -> io::Result<Vec<u8>> {
-    let socket =
-        enter(view, server, move || if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() });
-    let mut stream = socket.await?.connect(server).await?;
+async fn by_stream(view: &View, server: Server, asked: &[u8]) -> io::Result<Vec<u8>> {
+    let address = SocketAddr::new(server.address, PORT);
+    let open = move || if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let mut stream = enter(view, server, open).await?.connect(address).await?;
     let length = u16::try_from(asked.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     stream.write_all(&[&length.to_be_bytes()[..], asked].concat()).await?;
     let length = stream.read_u16().await?;
@@ -206,10 +219,10 @@ async fn by_stream(view: &View, server: SocketAddr, asked: &[u8]) -> io::Result<
 /// Opens a socket where it may reach the server.
 async fn enter<T: Send + 'static>(
     view: &View,
-    server: SocketAddr,
+    server: Server,
     open: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    if server.ip().is_loopback() {
+    if server.on_host {
         return open();
     }
     let path = view.netns.clone();

@@ -11,9 +11,9 @@ use hickory_proto::{
 };
 
 use super::{
-    Directory, Named, View, answer,
+    Directory, Named, Naming, Server, View, answer,
     cache::Cache,
-    servers,
+    servers, upstream,
     wire::{self, Question, Received},
 };
 
@@ -98,11 +98,12 @@ fn upstream_answer(question: &Question, ttl: u32) -> Vec<u8> {
 #[test]
 fn answers_are_kept_as_long_as_they_hold_and_not_without_bound() {
     let (cache, now) = (Cache::default(), Instant::now());
-    let view = |netns: &str, server: &str| View {
-        upstream: Arc::from([server.parse().unwrap()]),
+    let asked_from = |netns: &str, server: &str, on_host: bool| View {
+        upstream: Arc::from([Server { address: server.parse().unwrap(), on_host }]),
         netns: netns.into(),
         ..View::default()
     };
+    let view = |netns: &str, server: &str| asked_from(netns, server, false);
     let upstream = view("one", "192.0.2.53");
     let other = view("one", "192.0.2.54");
     let asked = question("a.example", RecordType::A);
@@ -116,8 +117,14 @@ fn answers_are_kept_as_long_as_they_hold_and_not_without_bound() {
         cache.get(&view("two", "192.0.2.53"), &asked, now).is_none(),
         "another sandbox, another way there"
     );
-    cache.put(&view("one", "127.0.0.53"), &asked, &upstream_answer(&asked, 30), now);
-    assert!(cache.get(&view("two", "127.0.0.53"), &asked, now).is_some(), "the host's own server");
+    cache.put(&asked_from("one", "127.0.0.53", true), &asked, &upstream_answer(&asked, 30), now);
+    assert!(
+        cache.get(&asked_from("two", "127.0.0.53", true), &asked, now).is_some(),
+        "the host's own server"
+    );
+    assert!(cache.get(&view("two", "127.0.0.53"), &asked, now).is_none(), "a server of that address inside");
+    cache.put(&view("one", "127.0.0.1"), &asked, &upstream_answer(&asked, 30), now);
+    assert!(cache.get(&view("two", "127.0.0.1"), &asked, now).is_none(), "each sandbox has a loopback");
     for number in 0..5_000 {
         let asked = question(&format!("n{number}.example"), RecordType::A);
         cache.put(&upstream, &asked, &upstream_answer(&asked, 30), now);
@@ -153,4 +160,30 @@ fn servers_of_a_resolver_configuration() {
                 nameserver fe80::1%eth0\nnameserver no\nnameserver";
     let found: Vec<_> = servers(text).iter().map(ToString::to_string).collect();
     assert_eq!(found, ["192.0.2.1", "fd00::1"]);
+}
+
+#[test]
+fn loopback_is_the_hosts_unless_servers_were_named_for_the_sandbox() {
+    let servers = ["127.0.0.1", "::1", "0.0.0.0", "::ffff:127.0.0.11", "127.0.0.11", "192.0.2.53"];
+    let asked = |own_upstream: bool, outside: bool, wanted: &[&str]| -> Vec<String> {
+        let naming = Naming {
+            upstream: wanted.iter().map(|server| server.parse().unwrap()).collect(),
+            own_upstream,
+            ..Naming::default()
+        };
+        let place = |server: &Server| if server.on_host { "host" } else { "inside" };
+        upstream(&naming, outside)
+            .iter()
+            .map(|server| format!("{} {}", server.address, place(server)))
+            .collect()
+    };
+    assert_eq!(asked(false, true, &servers), ["127.0.0.1 host", "::1 host", "0.0.0.0 host"]);
+    assert_eq!(
+        asked(false, true, &servers[3..]),
+        ["127.0.0.11 host", "127.0.0.11 host", "192.0.2.53 inside"]
+    );
+    assert_eq!(asked(false, false, &servers), [""; 0], "nothing leaves, also not by the host");
+    assert_eq!(asked(true, true, &servers), ["127.0.0.1 inside", "::1 inside", "0.0.0.0 inside"]);
+    assert_eq!(asked(true, true, &servers[3..]), ["192.0.2.53 inside"], "never itself");
+    assert_eq!(asked(true, false, &servers[2..]), ["0.0.0.0 inside"], "its own server leads nowhere");
 }

@@ -629,6 +629,74 @@ fn from_internal_networks_no_question_leaves() {
     });
 }
 
+/// A server on port 53 of an address of the calling thread's namespace that knows every name by one address, over UDP and TCP.
+fn answering(at: IpAddr, address: Ipv4Addr) {
+    let answer = move |bytes: &[u8]| {
+        let asked = Message::from_vec(bytes).unwrap();
+        let mut answer = Message::response(asked.metadata.id, OpCode::Query);
+        answer.add_query(asked.queries[0].clone());
+        let data = RData::A(rdata::A(address));
+        answer.add_answer(Record::from_rdata(asked.queries[0].name.clone(), 300, data));
+        answer.to_vec().unwrap()
+    };
+    let (udp, tcp) = (UdpSocket::bind((at, 53)).unwrap(), TcpListener::bind((at, 53)).unwrap());
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok((length, client)) = udp.recv_from(&mut buffer) {
+            let _ = udp.send_to(&answer(&buffer[..length]), client);
+        }
+    });
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = tcp.accept() {
+            let mut length = [0; 2];
+            stream.read_exact(&mut length).unwrap();
+            let mut bytes = vec![0; usize::from(u16::from_be_bytes(length))];
+            stream.read_exact(&mut bytes).unwrap();
+            let answer = answer(&bytes);
+            stream.write_all(&u16::try_from(answer.len()).unwrap().to_be_bytes()).unwrap();
+            stream.write_all(&answer).unwrap();
+        }
+    });
+}
+
+/// A server on loopback that was named for a sandbox is the one in it: a sidecar. The host's has the same address.
+#[test]
+fn loopback_servers_of_a_sandbox_are_asked_inside_it() {
+    Host::test(|host| {
+        let town = Town::new(host);
+        town.network("inner", &["10.72.0.0/24"], Forwarding::Internal);
+        let on = |address: &str| address.parse::<IpAddr>().unwrap();
+        for address in ["127.0.0.1", "::1"] {
+            answering(on(address), Ipv4Addr::new(198, 51, 100, 1));
+        }
+        let own = |id: &str, server: &str| Naming { own_upstream: true, ..asking(&[id], &[server]) };
+        let houses = [("one", "127.0.0.1", "blue"), ("two", "127.0.0.1", "blue"), ("six", "::1", "blue")];
+        let houses = [&houses[..], &[("shut", "127.0.0.1", "inner")]].concat();
+        for (number, (id, server, network)) in (10..).zip(houses) {
+            let house = town.house(id, own(id, server), &[network]);
+            let nobody = house.ask("db.example", RecordType::A).metadata.response_code;
+            assert_eq!(
+                nobody,
+                ResponseCode::ServFail,
+                "{id}: nobody answers inside, and nobody else is asked"
+            );
+            house.netns.within(|| answering(on(server), Ipv4Addr::new(203, 0, 113, number)));
+            let expected = [format!("203.0.113.{number}")];
+            for _ in 0..2 {
+                assert_eq!(texts(&house.ask("db.example", RecordType::A)), expected, "{id}");
+            }
+            assert_eq!(texts(&house.ask_tcp("web.example", RecordType::A)), expected, "{id}");
+        }
+        // One that got the host's servers asks there.
+        let plain = town.house("plain", asking(&["plain"], &["127.0.0.1"]), &["blue"]);
+        assert_eq!(texts(&plain.ask("db.example", RecordType::A)), ["198.51.100.1"]);
+        // Its own resolver is nobody to ask.
+        let circle = town.house("circle", own("circle", "127.0.0.11"), &["blue"]);
+        assert_eq!(circle.addresses("db.example"), Err(ResponseCode::NXDomain));
+        town.finish();
+    });
+}
+
 #[test]
 fn bytes_that_are_no_questions_do_no_harm() {
     Host::test(|host| {

@@ -22,7 +22,7 @@ const PORTS: &str = "berth.dev/ports";
 /// More is a mistake.
 const PORTS_MAX: usize = 256;
 
-/// What the configuration says; servers are found later.
+/// What the configuration says; servers are found later, but whose loopback they may be on is said here.
 pub(super) fn of(config: &PodSandboxConfig) -> Result<Naming, Error> {
     let metadata = config.metadata.as_ref().map(|metadata| metadata.name.as_str());
     let mut names = Vec::new();
@@ -44,7 +44,9 @@ pub(super) fn of(config: &PodSandboxConfig) -> Result<Naming, Error> {
             [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|each| each.number() == number);
         ports.extend(protocol.map(|protocol| NamedPort { name: port.to_string(), protocol, port }));
     }
-    Ok(Naming { names, ports, ..Naming::default() })
+    // Without any it gets those of the host.
+    let own_upstream = config.dns_config.as_ref().is_some_and(|dns| !dns.servers.is_empty());
+    Ok(Naming { names, ports, own_upstream, ..Naming::default() })
 }
 
 fn protocol(mapping: &v1::PortMapping) -> Protocol {
@@ -149,6 +151,20 @@ mod tests {
         assert_eq!(ports, ["http:8080/tcp", "dns:53/udp", "53:53/udp", "8080:8080/tcp"]);
         let odd = PodSandboxConfig { hostname: "-".into(), ..Default::default() };
         assert!(of(&odd).unwrap().names.is_empty());
+    }
+
+    #[test]
+    fn servers_are_the_pods_own_where_its_configuration_names_some() {
+        let own = |dns_config: Option<v1::DnsConfig>| {
+            of(&PodSandboxConfig { dns_config, ..Default::default() }).unwrap().own_upstream
+        };
+        let servers = |servers: &[&str]| v1::DnsConfig {
+            servers: servers.iter().map(ToString::to_string).collect(),
+            searches: vec!["example".into()],
+            ..Default::default()
+        };
+        assert!(own(Some(servers(&["127.0.0.1"]))));
+        assert!(!own(Some(servers(&[]))) && !own(None));
     }
 
     #[test]
