@@ -40,7 +40,7 @@ use parking_lot::RwLock;
 use tokio::sync::{Mutex, RwLock as Gate};
 
 use crate::{
-    definition::NetworkRequest,
+    definition::{NetworkRequest, usable},
     driver::{Context, Driver},
     error::{Error, Result},
     firewall::{Firewall, endpoint_elements},
@@ -115,8 +115,9 @@ impl Options {
 
     fn check(&self) -> Result<()> {
         check_name("table", &self.table)?;
-        if self.bridge.is_some() {
+        if let Some(bridge) = &self.bridge {
             check_name("network", &self.network)?;
+            bridge.subnets.iter().try_for_each(|options| usable(options.subnet))?;
         }
         let prefix = &self.interface_prefix;
         if prefix.is_empty() || prefix.len() > 8 || !prefix.bytes().all(|b| b.is_ascii_alphanumeric()) {

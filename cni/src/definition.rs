@@ -24,6 +24,19 @@ use crate::{
 /// own defaults.
 const POOL_V4: (&str, u8) = ("10.86.0.0/15", 24);
 const POOL_V6: (&str, u8) = ("fd85:be:28::/48", 64);
+/// What no endpoint can have as an address: this host's, loopback, multicast and broadcast (RFC 6890), and of IPv6 link-local, which
+/// every interface has besides. 169.254.0.0/16 and 240.0.0.0/4 are not among them: the kernel routes both as any other, and people
+/// use them (the metadata addresses of clouds, and clusters that have no private ones left).
+const UNUSABLE: [(&str, &str); 8] = [
+    ("0.0.0.0/8", "addresses of this host"),
+    ("127.0.0.0/8", "loopback addresses"),
+    ("224.0.0.0/4", "multicast addresses"),
+    ("255.255.255.255/32", "the broadcast address"),
+    ("::/127", "the unspecified and the loopback address"),
+    ("::ffff:0:0/96", "IPv4 addresses in IPv6 form"),
+    ("fe80::/10", "link-local addresses"),
+    ("ff00::/8", "multicast addresses"),
+];
 /// One network does not need more; each is a line in what people read.
 const LABELS_MAX: usize = 64;
 const TEXT_MAX: usize = 4_096;
@@ -66,6 +79,7 @@ impl NetworkRequest {
         check_name("network", &self.name)?;
         check_texts("label", &self.labels)?;
         check_texts("option", &self.options)?;
+        self.subnets.iter().try_for_each(|options| usable(options.subnet))?;
         let mut words = Words { options: std::mem::take(&mut self.options) };
         let driver = match self.driver.as_str() {
             "" | "bridge" => NetworkDriver::Bridge(self.bridge(&mut words, around)?),
@@ -175,6 +189,18 @@ impl NetworkRequest {
         let subnets = std::mem::take(&mut self.subnets);
         Ok(ParentOptions { interface, made, subnets, mtu, internal: self.internal })
     }
+}
+
+/// Refuses a subnet whose addresses no endpoint can have.
+pub(crate) fn usable(subnet: IpNetwork) -> Result<()> {
+    for (range, what) in UNUSABLE {
+        let Ok(range) = range.parse::<IpNetwork>() else { continue };
+        // All there is, is refused as a subnet of any kind.
+        if subnet.prefix() > 0 && overlap(subnet, range) {
+            return Err(Error::invalid("subnet", subnet, format!("no pod can have {what} ({range})")));
+        }
+    }
+    Ok(())
 }
 
 /// Names of an overlay network's bridge and VXLAN device on this host.
@@ -400,6 +426,40 @@ mod tests {
         ] {
             let error = resolve(request).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn subnets_that_no_endpoint_can_have_are_refused_by_every_driver() {
+        let with = |driver: &str, subnet: &str| {
+            let options: &[(&str, &str)] = if driver == "macvlan" { &[("parent", "eth1")] } else { &[] };
+            let subnets = vec![SubnetOptions::new(subnet.parse().unwrap())];
+            resolve(NetworkRequest { subnets, ..request(driver, options) })
+        };
+        for (bad, what) in [
+            ("127.0.0.0/24", "loopback"),
+            ("0.0.0.0/1", "addresses of this host"),
+            ("128.0.0.0/1", "multicast"),
+            ("239.1.0.0/16", "multicast"),
+            ("240.0.0.0/4", "broadcast"),
+            ("255.255.255.0/24", "broadcast"),
+            ("::/8", "loopback"),
+            ("::1/128", "loopback"),
+            ("::ffff:10.0.0.0/104", "IPv4 addresses"),
+            ("fe80::/64", "link-local"),
+            ("ff02::/64", "multicast"),
+        ] {
+            for driver in ["bridge", "overlay", "macvlan"] {
+                let error = with(driver, bad).unwrap_err();
+                assert_eq!(error.kind(), crate::Kind::InvalidArgument, "{driver} {bad}");
+                let said = error.to_string();
+                assert!(said.contains(bad) && said.contains(what), "{driver} {bad}: {said}");
+            }
+        }
+        for good in
+            ["10.0.0.0/8", "100.64.0.0/10", "169.254.170.0/24", "240.1.0.0/16", "fd00::/64", "2001:db8::/56"]
+        {
+            with("bridge", good).unwrap();
         }
     }
 

@@ -95,6 +95,7 @@ async fn made_listed_inspected_and_removed(world: &mut World) {
         (&["network", "rm", "bridge"], "built in"),
         (&["network", "create", "host"], "exists already"),
         (&["network", "create", "--subnet", "10.85.3.0/24", "x"], "overlaps 10.85.0.0/16"),
+        (&["network", "create", "--subnet", "127.5.0.0/16", "x"], "no pod can have loopback addresses"),
         (&["network", "create", "-d", "macvlan", "--subnet", "10.71.0.0/24", "-o", "parent=no0", "x"], "no0"),
         (&["network", "inspect", "moon"], "moon"),
     ] {

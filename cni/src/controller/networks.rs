@@ -10,7 +10,7 @@ use std::{
 
 use super::{Active, Inner, NetworkStatus, PoolStatus, overlay::NAMES_SOURCE};
 use crate::{
-    definition::{NetworkRequest, Surroundings},
+    definition::{NetworkRequest, Surroundings, usable},
     driver,
     error::{Error, Result},
     firewall::network_elements,
@@ -228,8 +228,9 @@ impl Inner {
             return self.serve(kernel, &active);
         }
         let file = self.definition(&network.name);
-        // Checked before it is kept, kept before it is made.
+        // Checked before it is kept, kept before it is made. One that was kept by an earlier version goes on.
         self.check_driver(&network)?;
+        network.subnets().iter().try_for_each(|options| usable(options.subnet))?;
         if let Some(file) = &file {
             let text = encode(&network.name, &network)?;
             replace(file, &text).map_err(|source| Error::File {

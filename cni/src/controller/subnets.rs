@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Active, Inner, networks::replace};
 use crate::{
-    address::overlap,
+    definition::usable,
     driver,
     error::{Error, Result},
     ipam::{Lease, Pool},
@@ -27,18 +27,6 @@ use crate::{
     store::{self, commit, decode, encode},
     worker::Kernel,
 };
-
-/// What no sandbox can have as an address: this host's, loopback, link-local, multicast and reserved (RFC 6890).
-const UNUSABLE: [(&str, &str); 8] = [
-    ("0.0.0.0/8", "addresses of this host"),
-    ("127.0.0.0/8", "loopback addresses"),
-    ("169.254.0.0/16", "link-local addresses"),
-    ("224.0.0.0/3", "multicast or reserved addresses"),
-    ("::/127", "the loopback address"),
-    ("::ffff:0:0/96", "IPv4 addresses in IPv6 form"),
-    ("fe80::/10", "link-local addresses"),
-    ("ff00::/8", "multicast addresses"),
-];
 
 /// Subnets that replace the configured ones.
 #[derive(Debug, Serialize, Deserialize)]
@@ -279,44 +267,4 @@ impl Inner {
 fn with_subnets(network: &Network, options: &BridgeOptions, subnets: Vec<SubnetOptions>) -> Network {
     let options = BridgeOptions { subnets, ..options.clone() };
     Network { driver: NetworkDriver::Bridge(options), ..network.clone() }
-}
-
-fn usable(subnet: IpNetwork) -> Result<()> {
-    for (range, what) in UNUSABLE {
-        let Ok(range) = range.parse::<IpNetwork>() else { continue };
-        if subnet.prefix() > 0 && overlap(subnet, range) {
-            return Err(Error::invalid("subnet", subnet, format!("{range} are {what}")));
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    #[test]
-    fn what_no_sandbox_can_have_is_said() {
-        for bad in [
-            "127.0.0.0/24",
-            "0.0.0.0/1",
-            "128.0.0.0/1",
-            "169.254.7.0/24",
-            "240.0.0.0/8",
-            "::/8",
-            "fe80::/64",
-            "ff02::/64",
-        ] {
-            let error = usable(bad.parse().unwrap()).unwrap_err().to_string();
-            assert!(
-                error.contains(bad) && error.contains("addresses") || error.contains("address"),
-                "{error}"
-            );
-        }
-        for good in ["10.0.0.0/8", "100.64.0.0/10", "192.168.0.0/24", "fd00::/64", "2001:db8::/56"] {
-            usable(good.parse().unwrap()).unwrap();
-        }
-    }
 }

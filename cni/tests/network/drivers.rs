@@ -451,6 +451,13 @@ fn requests_for_networks_that_make_no_sense_leave_nothing() {
             (request("host", "", &[], &[]), Kind::AlreadyExists, "network \"host\" exists already"),
             (request("red", "", &["10.90.0.128/25"], &[]), Kind::FailedPrecondition, "overlaps 10.90.0.0/24"),
             (gateway("10.99.0.1"), Kind::InvalidArgument, "gateway"),
+            (request("red", "", &["127.0.0.0/24"], &[]), Kind::InvalidArgument, "loopback"),
+            (request("red", "", &["fe80::/64"], &[]), Kind::InvalidArgument, "link-local"),
+            (
+                request("red", "overlay", &["224.1.0.0/16"], &[]),
+                Kind::FailedPrecondition,
+                "network.etcd.endpoints",
+            ),
             (request("red", "", &[], &[("mtu", "70000")]), Kind::InvalidArgument, "mtu"),
             (request("red", "", &[], &[("mtu", "many")]), Kind::InvalidArgument, "mtu"),
             (request("red", "weave", &[], &[]), Kind::InvalidArgument, "driver"),
