@@ -47,6 +47,17 @@ pub struct Assigned {
     pub pool: u64,
 }
 
+/// What an endpoint is decided on beside its addresses: read from the kernel before anything is recorded.
+#[derive(Clone, Copy, Debug)]
+pub struct Ground<'a> {
+    /// First part of the host's interface names.
+    prefix: &'a str,
+    /// Of the interface that the endpoint's will be on; 0: there is none.
+    mtu: u32,
+    /// MAC of that interface, where the endpoint's depends on it.
+    mac: Option<[u8; 6]>,
+}
+
 /// A kind of network.
 pub trait Driver: fmt::Debug + Send + Sync {
     /// The subnets that need pools.
@@ -80,13 +91,22 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// The kernel refuses. What is gone already is no error.
     fn delete_network(&self, context: &mut Context<'_>, network: &Network) -> Result<()>;
 
-    /// Decides what the endpoint will be. Nothing is made yet: this is what gets recorded.
+    /// Looks at what endpoints of the network stand on. Nothing is recorded yet.
+    ///
+    /// # Errors
+    /// What the network has on the host is gone.
+    fn survey<'a>(&self, context: &mut Context<'a>) -> Result<Ground<'a>> {
+        Ok(Ground { prefix: context.prefix, mtu: 0, mac: None })
+    }
+
+    /// Decides what the endpoint will be. Nothing is made yet: this is what gets recorded, within the transaction that does it. The
+    /// kernel is not asked here, as everybody else waits meanwhile.
     ///
     /// # Errors
     /// The options make no sense for this driver.
     fn create_endpoint(
         &self,
-        context: &mut Context<'_>,
+        ground: Ground<'_>,
         network: &Network,
         sandbox: &Sandbox,
         options: &EndpointOptions,

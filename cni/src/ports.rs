@@ -19,8 +19,15 @@ use crate::{
 /// the endpoint has no address of is left out.
 pub(crate) fn published(endpoint: &Endpoint) -> impl Iterator<Item = (&PortMapping, IpAddr)> {
     let has = |v4: bool| endpoint.addresses.iter().any(|address| address.is_ipv4() == v4);
-    let (v4, v6) = (has(true), has(false));
-    endpoint.ports.iter().filter(|mapping| mapping.host_port != 0).flat_map(move |mapping| {
+    hosts(&endpoint.ports, (has(true), has(false)))
+}
+
+/// The same for an endpoint that has IPv4 addresses, and IPv6 ones.
+pub(crate) fn hosts(
+    ports: &[PortMapping],
+    (v4, v6): (bool, bool),
+) -> impl Iterator<Item = (&PortMapping, IpAddr)> {
+    ports.iter().filter(|mapping| mapping.host_port != 0).flat_map(move |mapping| {
         let hosts = match mapping.host_ip {
             Some(host) => [Some(host), None],
             None => [Some(Ipv4Addr::UNSPECIFIED.into()), Some(Ipv6Addr::UNSPECIFIED.into())],

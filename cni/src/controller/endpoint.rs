@@ -12,11 +12,14 @@ use crate::{
     ipam::Lease,
     model::{Endpoint, EndpointOptions, Sandbox},
     names::{check_interface, check_name},
-    ports::{check_host, published},
+    ports::{check_host, hosts, published},
     store::{self, commit},
     worker::Kernel,
 };
 use ipnetwork::IpNetwork;
+
+#[cfg(test)]
+mod tests;
 
 /// One pod does not need more, and each is a set element.
 const PORTS_MAX: usize = 4_096;
@@ -56,7 +59,8 @@ impl Inner {
         Ok(endpoint)
     }
 
-    /// Decides on the endpoint and records it with its leases and ports: one commit.
+    /// Decides on the endpoint and records it with its leases and ports: one commit. What the kernel has to say is asked before:
+    /// whoever begins to write keeps everybody else on the node from it.
     fn record(
         &self,
         kernel: &mut Kernel,
@@ -64,21 +68,23 @@ impl Inner {
         id: &str,
         options: &EndpointOptions,
     ) -> Result<(Sandbox, Endpoint)> {
+        let ground = match active.driver.survey(&mut self.context(kernel)) {
+            // Somebody deleted the bridge.
+            Err(error) if is_no_device(&error) => {
+                self.serve(kernel, active)?;
+                active.driver.survey(&mut self.context(kernel))?
+            }
+            ground => ground?,
+        };
+        let has = |v4: bool| active.pools.iter().any(|pool| pool.subnet.is_ipv4() == v4);
+        for (mapping, host) in hosts(&options.ports, (has(true), has(false))) {
+            check_host(mapping, host)?;
+        }
         let tx = self.store.write()?;
         let mut sandbox = store::sandbox(&tx, id)?.ok_or_else(|| Error::SandboxNotFound(id.to_owned()))?;
         let assigned = self.assign(&tx, active, id, options)?;
         let network = &active.network;
-        let describe = |kernel: &mut Kernel| {
-            active.driver.create_endpoint(&mut self.context(kernel), network, &sandbox, options, &assigned)
-        };
-        let mut endpoint = match describe(kernel) {
-            // Somebody deleted the bridge.
-            Err(error) if is_no_device(&error) => {
-                self.serve(kernel, active)?;
-                describe(kernel)?
-            }
-            endpoint => endpoint?,
-        };
+        let mut endpoint = active.driver.create_endpoint(ground, network, &sandbox, options, &assigned)?;
         let clash = sandbox.endpoints.iter().any(|other| other.interface == endpoint.interface);
         if clash && endpoint.has_link() {
             let (interface, netns) = (endpoint.interface, sandbox.netns);
@@ -92,9 +98,6 @@ impl Inner {
             endpoint.metric = metric(&sandbox, endpoint.priority);
         }
         store::claim_ports(&tx, id, published(&endpoint))?;
-        for (mapping, host) in published(&endpoint) {
-            check_host(mapping, host)?;
-        }
         sandbox.endpoints.push(endpoint.clone());
         store::put_sandbox(&tx, &sandbox)?;
         commit(tx)?;

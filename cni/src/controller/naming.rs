@@ -54,6 +54,12 @@ impl Controller {
 
 impl Inner {
     fn name_sandbox(&self, id: &str, naming: Naming) -> Result<()> {
+        let sandbox = self.keep_naming(id, naming)?;
+        self.align_names(&sandbox)
+    }
+
+    /// No transaction is left open by it: what follows talks to the kernel.
+    fn keep_naming(&self, id: &str, naming: Naming) -> Result<Sandbox> {
         let tx = self.store.write()?;
         let mut sandbox = store::sandbox(&tx, id)?.ok_or_else(|| Error::SandboxNotFound(id.to_owned()))?;
         if sandbox.naming.as_ref() != Some(&naming) {
@@ -61,7 +67,7 @@ impl Inner {
             store::put_sandbox(&tx, &sandbox)?;
             commit(tx)?;
         }
-        self.align_names(&sandbox)
+        Ok(sandbox)
     }
 
     /// Makes directory and resolver be what a sandbox's record says.

@@ -192,8 +192,8 @@ impl Inner {
         if active.retired.is_empty() {
             return Ok(false);
         }
-        let tx = self.store.write()?;
-        let leases = self.ipam.leases(&tx)?;
+        // Nobody gets an address of these any more: what is free now stays so while the kernel is told.
+        let leases = self.ipam.leases(&self.store.write()?)?;
         let in_use = |pool: &Pool| leases.iter().any(|(id, ..)| *id == pool.id);
         let (retired, unused): (Vec<_>, Vec<_>) = active.retired.iter().cloned().partition(in_use);
         if unused.is_empty() {
@@ -209,6 +209,7 @@ impl Inner {
         };
         let gateways: Vec<_> = unused.iter().filter(|pool| !shared(pool)).cloned().collect();
         active.driver.retire_pools(&mut self.context(kernel), &active.network, &gateways)?;
+        let tx = self.store.write()?;
         for pool in &unused {
             tracing::info!(network = name, subnet = %pool.subnet, "nobody has an address of a subnet of before: gone");
             self.ipam.release_pool(&tx, pool.id)?;

@@ -1,6 +1,6 @@
 //! The `addresses` driver: leases and nothing else, for whoever makes interfaces himself.
 
-use super::{Assigned, Context, Driver, addressed_endpoint};
+use super::{Assigned, Context, Driver, Ground, addressed_endpoint};
 use crate::{
     error::Result,
     ipam::Pool,
@@ -33,7 +33,7 @@ impl Driver for Addresses {
 
     fn create_endpoint(
         &self,
-        _: &mut Context<'_>,
+        _: Ground<'_>,
         network: &Network,
         _: &Sandbox,
         options: &EndpointOptions,

@@ -15,7 +15,7 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use super::{
-    Assigned, Context, Driver, addressed_endpoint,
+    Assigned, Context, Driver, Ground, addressed_endpoint,
     inside::{configure, quiet_ipv6},
     limits, mac,
 };
@@ -144,23 +144,27 @@ impl Driver for Bridge {
         }
     }
 
+    fn survey<'a>(&self, context: &mut Context<'a>) -> Result<Ground<'a>> {
+        let bridge = self.find(&mut context.kernel.route)?;
+        let bridge = bridge.ok_or_else(|| self.failed("looking up")(Errno::ENODEV.into()))?;
+        Ok(Ground { prefix: context.prefix, mtu: bridge.mtu, mac: None })
+    }
+
     fn create_endpoint(
         &self,
-        context: &mut Context<'_>,
+        ground: Ground<'_>,
         network: &Network,
         sandbox: &Sandbox,
         options: &EndpointOptions,
         assigned: &[Assigned],
     ) -> Result<Endpoint> {
         let hash = stable_hash(&[&sandbox.id, &network.name]);
-        let bridge = self.find(&mut context.kernel.route)?;
-        let bridge = bridge.ok_or_else(|| self.failed("looking up")(Errno::ENODEV.into()))?;
-        let mut host_interface = format!("{}{hash:016x}", context.prefix);
+        let mut host_interface = format!("{}{hash:016x}", ground.prefix);
         host_interface.truncate(INTERFACE_NAME_MAX);
         Ok(Endpoint {
             host_interface: Some(host_interface),
             mac: Some(options.mac.unwrap_or_else(|| mac(assigned, hash))),
-            mtu: bridge.mtu,
+            mtu: ground.mtu,
             ..addressed_endpoint(network, options, assigned)
         })
     }

@@ -1,6 +1,6 @@
 //! The `host` driver: the sandbox *is* the host's stack, nothing is made.
 
-use super::{Assigned, Context, Driver, bare_endpoint};
+use super::{Assigned, Context, Driver, Ground, bare_endpoint};
 use crate::{
     error::Result,
     ipam::Pool,
@@ -22,7 +22,7 @@ impl Driver for Host {
     /// Ports are not published: what listens in the sandbox listens on the host.
     fn create_endpoint(
         &self,
-        _: &mut Context<'_>,
+        _: Ground<'_>,
         network: &Network,
         _: &Sandbox,
         _: &EndpointOptions,

@@ -1,6 +1,6 @@
 //! The `none` driver: loopback and nothing else.
 
-use super::{Assigned, Context, Driver, bare_endpoint};
+use super::{Assigned, Context, Driver, Ground, bare_endpoint};
 use crate::{
     error::{Error, Result},
     ipam::Pool,
@@ -24,7 +24,7 @@ impl Driver for None {
 
     fn create_endpoint(
         &self,
-        _: &mut Context<'_>,
+        _: Ground<'_>,
         network: &Network,
         _: &Sandbox,
         _: &EndpointOptions,

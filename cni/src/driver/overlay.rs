@@ -18,7 +18,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::{Assigned, Context, Driver, bridge::Bridge, tunnel};
+use super::{Assigned, Context, Driver, Ground, bridge::Bridge, tunnel};
 use crate::{
     error::{Error, Result},
     ipam::Pool,
@@ -126,15 +126,19 @@ impl Driver for Overlay {
         self.bridge.delete_network(context, network)
     }
 
+    fn survey<'a>(&self, context: &mut Context<'a>) -> Result<Ground<'a>> {
+        self.bridge.survey(context)
+    }
+
     fn create_endpoint(
         &self,
-        context: &mut Context<'_>,
+        ground: Ground<'_>,
         network: &Network,
         sandbox: &Sandbox,
         options: &EndpointOptions,
         assigned: &[Assigned],
     ) -> Result<Endpoint> {
-        self.bridge.create_endpoint(context, network, sandbox, options, assigned)
+        self.bridge.create_endpoint(ground, network, sandbox, options, assigned)
     }
 
     fn join(

@@ -19,7 +19,7 @@ use std::{
 use nix::errno::Errno;
 
 use super::{
-    Assigned, Context, Driver, addressed_endpoint,
+    Assigned, Context, Driver, Ground, addressed_endpoint,
     inside::{configure, quiet_ipv6},
     limits, mac,
 };
@@ -197,9 +197,16 @@ impl Driver for Sublink {
         }
     }
 
+    fn survey<'a>(&self, context: &mut Context<'a>) -> Result<Ground<'a>> {
+        let parent = self.parent(&mut context.kernel.route)?;
+        let mac = <[u8; 6]>::try_from(parent.mac.as_slice()).ok();
+        let mtu = if self.options.mtu == 0 { parent.mtu } else { self.options.mtu };
+        Ok(Ground { prefix: context.prefix, mtu, mac })
+    }
+
     fn create_endpoint(
         &self,
-        context: &mut Context<'_>,
+        ground: Ground<'_>,
         network: &Network,
         sandbox: &Sandbox,
         options: &EndpointOptions,
@@ -213,8 +220,7 @@ impl Driver for Sublink {
             let reason = "in mode l3s what comes in passes no queue; use mode l2 or l3, or a bridge network";
             return Err(Error::invalid("bandwidth", rate, reason));
         }
-        let parent = self.parent(&mut context.kernel.route)?;
-        let own = <[u8; 6]>::try_from(parent.mac.as_slice()).ok();
+        let own = ground.mac;
         let mac = match (self.kind, options.mac) {
             // They show the parent's.
             (Kind::Ipvlan(_) | Kind::Macvlan(MacvlanMode::Passthru), Some(mac)) if own != Some(mac) => {
@@ -230,8 +236,7 @@ impl Driver for Sublink {
         let mac = mac.ok_or_else(|| {
             Error::invalid("parent", &self.options.interface, "it is no Ethernet interface: it has no MAC")
         })?;
-        let mtu = if self.options.mtu == 0 { parent.mtu } else { self.options.mtu };
-        Ok(Endpoint { mac: Some(mac), mtu, ..addressed_endpoint(network, options, assigned) })
+        Ok(Endpoint { mac: Some(mac), mtu: ground.mtu, ..addressed_endpoint(network, options, assigned) })
     }
 
     fn is_attached(&self, _: &mut Context<'_>, sandbox: &Sandbox, endpoint: &Endpoint) -> Result<bool> {
