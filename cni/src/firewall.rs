@@ -33,8 +33,9 @@
 //! that kube-proxy sent from one pod to another over a service address keeps its client's address.
 //!
 //! `127.0.0.1:port` works from the host because the bridge has `route_localnet` set; the `guard` chain closes what that opens
-//! (CVE-2020-8558: neighbours reaching services that listen on loopback). IPv6 has no such switch: `[::1]:port` is never
-//! translated, it is refused at once, and clients of `localhost` fall back to 127.0.0.1.
+//! (CVE-2020-8558: neighbours reaching services that listen on loopback). IPv6 has no such switch: a
+//! translated packet reaches the pod, and the kernel drops the answer, which would go to ::1 from another interface. So `[::1]:port` is
+//! never translated, it is refused at once, and clients of `localhost` fall back to 127.0.0.1.
 //!
 //! Overlays' packets between hosts (UDP to the ports of VXLAN and WireGuard) are no connections: each is for itself, answers come
 //! from other ports. What is in them is tracked; to track them as well would cost each packet twice.

@@ -40,6 +40,26 @@ pub(crate) fn hosts(
     })
 }
 
+/// Refuses host addresses that no packet to a pod can have had.
+pub(crate) fn check_address(mapping: &PortMapping) -> Result<()> {
+    let Some(host) = mapping.host_ip else { return Ok(()) };
+    let refuse = |reason: &str| {
+        let port = mapping.host_port;
+        Err(Error::invalid("host address", host, format!("port {port} can't be published on it: {reason}")))
+    };
+    match host {
+        // The kernel lets 127.0.0.0/8 leave by another interface where `route_localnet` says so; for IPv6 it knows no such thing, and
+        // drops the answers.
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => {
+            refuse("IPv6 loopback can't be translated; publish it on 127.0.0.1, or on an address of the host")
+        }
+        IpAddr::V6(host) if host.to_ipv4_mapped().is_some() => refuse("write it as an IPv4 address"),
+        host if host.is_multicast() => refuse("it is a multicast address"),
+        IpAddr::V4(Ipv4Addr::BROADCAST) => refuse("it is the broadcast address"),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a port that a socket of the host is bound to: its traffic would silently go to the pod. Binding is the test, as
 /// only the kernel knows the rules; the socket is closed at once.
 pub(crate) fn check_host(mapping: &PortMapping, host: IpAddr) -> Result<()> {

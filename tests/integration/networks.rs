@@ -234,6 +234,11 @@ async fn bad_choices_are_refused_and_leave_nothing(world: &mut World) {
     published.publish(k8s_cri::v1::Protocol::Tcp, 18091, 80);
     let message = assert_code(world.run_pod(&published).await, Code::InvalidArgument);
     assert!(message.contains("18091"), "{message}");
+    let mut local = world.pod("bad");
+    local.publish(k8s_cri::v1::Protocol::Tcp, 18092, 80);
+    local.port_mappings[0].host_ip = "::1".into();
+    let message = assert_code(world.run_pod(&local).await, Code::InvalidArgument);
+    assert!(message.contains("18092") && message.contains("publish it on 127.0.0.1"), "{message}");
     let mut ids = Vec::new();
     for number in 0..5 {
         let mut pod = world.pod(&format!("full-{number}"));

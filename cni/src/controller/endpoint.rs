@@ -12,7 +12,7 @@ use crate::{
     ipam::Lease,
     model::{Endpoint, EndpointOptions, Sandbox},
     names::{check_interface, check_name},
-    ports::{check_host, hosts, published},
+    ports::{check_address, check_host, hosts, published},
     store::{self, commit},
     worker::Kernel,
 };
@@ -77,6 +77,14 @@ impl Inner {
             ground => ground?,
         };
         let has = |v4: bool| active.pools.iter().any(|pool| pool.subnet.is_ipv4() == v4);
+        let addresses =
+            options.ports.iter().filter(|mapping| mapping.host_port != 0).filter_map(|m| m.host_ip);
+        let lacking = |host: &std::net::IpAddr| !host.is_unspecified() && !has(host.is_ipv4());
+        if let Some(host) = addresses.filter(|_| !active.pools.is_empty()).find(lacking) {
+            let family = if host.is_ipv4() { "IPv4" } else { "IPv6" };
+            let reason = format!("network {:?} has no {family} addresses to lead to", active.network.name);
+            return Err(Error::invalid("host address", host, reason));
+        }
         for (mapping, host) in hosts(&options.ports, (has(true), has(false))) {
             check_host(mapping, host)?;
         }
@@ -296,7 +304,7 @@ fn check(options: &EndpointOptions) -> Result<()> {
     if let Some(zero) = zero {
         return Err(Error::invalid("container port", 0, format!("host port {} leads to it", zero.host_port)));
     }
-    Ok(())
+    options.ports.iter().filter(|mapping| mapping.host_port != 0).try_for_each(check_address)
 }
 
 /// Whether an endpoint is what these options ask for.

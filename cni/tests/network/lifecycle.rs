@@ -3,7 +3,7 @@
 use std::{collections::HashSet, net::TcpListener};
 
 use berth_cni::{
-    BridgeOptions, EndpointOptions, Kind, Network, Protocol, SandboxSpec,
+    BridgeOptions, EndpointOptions, Kind, Network, NetworkRequest, PortMapping, Protocol, SandboxSpec,
     model::{NetworkDriver, SubnetOptions},
 };
 
@@ -64,6 +64,32 @@ fn requests_that_make_no_sense_are_refused_and_leave_nothing() {
                 let options = EndpointOptions { interface: interface.into(), ..EndpointOptions::default() };
                 assert_eq!(refused("other", "bridge", options).await.0, Kind::InvalidArgument);
             }
+            // Packets to these never come to a pod.
+            let on = |address: &str| PortMapping {
+                host_ip: Some(address.parse().unwrap()),
+                ..port(Protocol::Tcp, 8080, 80)
+            };
+            for (address, words) in [
+                ("::1", "publish it on 127.0.0.1"),
+                ("::ffff:127.0.0.1", "as an IPv4 address"),
+                ("224.0.0.1", "multicast"),
+                ("ff02::1", "multicast"),
+                ("255.255.255.255", "broadcast"),
+            ] {
+                let (kind, text) = refused("other", "bridge", publish([on(address)])).await;
+                assert_eq!(kind, Kind::InvalidArgument, "{text}");
+                assert!(text.contains(address) && text.contains(words), "{text}");
+            }
+            let single = NetworkRequest {
+                name: "single".into(),
+                subnets: vec![SubnetOptions::new("10.70.0.0/24".parse().unwrap())],
+                ..NetworkRequest::default()
+            };
+            cni.create(single).await.unwrap();
+            let (kind, text) = refused("other", "single", publish([on("2001:db8::1")])).await;
+            assert_eq!(kind, Kind::InvalidArgument, "{text}");
+            assert!(text.contains("has no IPv6 addresses"), "{text}");
+            cni.delete_network("single").await.unwrap();
             other.within(|| run("ip link add eth0 type bridge"));
             let (kind, text) = refused("other", "bridge", EndpointOptions::default()).await;
             assert_eq!(kind, Kind::FailedPrecondition);
