@@ -140,11 +140,11 @@ pub(crate) struct Session {
 }
 
 /// What the kernel was made to know of a network.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Applied {
     /// The device's index: another device knows nothing yet.
     pub(crate) index: u32,
-    pub(crate) entries: Entries,
+    pub(crate) entries: Arc<Entries>,
     pub(crate) stale: usize,
 }
 
@@ -160,6 +160,8 @@ pub(crate) struct Plane {
     /// Networks that others made and that can't be here, and why.
     pub(crate) refused: Mutex<HashMap<String, String>>,
     pub(crate) applied: Mutex<HashMap<String, Applied>>,
+    /// Held, on a worker thread, while the kernel is told of peers.
+    pub(crate) syncing: Mutex<()>,
     /// Networks made here, with the revision they were made at: an older view does not know them.
     pub(crate) created: Mutex<HashMap<String, i64>>,
     /// Claims without a user, and since when.
@@ -194,6 +196,7 @@ impl Plane {
             underlay: Mutex::default(),
             refused: Mutex::default(),
             applied: Mutex::default(),
+            syncing: Mutex::default(),
             created: Mutex::default(),
             idle: Mutex::default(),
             obtaining: tokio::sync::Mutex::default(),

@@ -3,6 +3,8 @@
 //! What several hosts have to agree on is a transaction in etcd (`transactions`); what this host says of itself is the agent's.
 
 mod blocks;
+#[cfg(test)]
+mod tests;
 mod transactions;
 mod tunnel;
 
@@ -25,8 +27,8 @@ use crate::{
 };
 
 pub use blocks::{HeldBlock, Reclaimed};
-pub(super) use transactions::unclaim;
 use transactions::{claim, define, grant, undefine};
+pub(super) use transactions::unclaim;
 
 /// Before the owners of names that the other hosts told.
 pub(super) const NAMES_SOURCE: &str = "etcd/";
@@ -262,17 +264,19 @@ impl Inner {
             return Ok(());
         }
         self.name_peers(plane, &active.network.name, options.vni);
+        // One after the other, the later one with what is known then. Whoever asks what is known does not wait for the kernel.
+        let _turn = plane.syncing.lock();
         let local = self.local_addresses(active)?;
-        let mut applied = plane.applied.lock();
         let peers = plane.view.lock().peers(options.vni, &plane.host, &local, options.encrypted);
         let mut wanted = vxlan::Entries::default();
         for (address, peer) in &peers.by_address {
             wanted.add(*address, peer.mac, peer.vtep);
         }
         let name = &active.network.name;
-        let present = match applied.remove(name).filter(|applied| applied.index == device.index) {
+        let known = plane.applied.lock().get(name).filter(|applied| applied.index == device.index).cloned();
+        let present = match known {
             Some(applied) => applied.entries,
-            None => vxlan::entries(&mut kernel.route, device.index).map_err(failed("reading"))?,
+            None => Arc::new(vxlan::entries(&mut kernel.route, device.index).map_err(failed("reading"))?),
         };
         let lost = local.keys().filter(|address| {
             wanted.neighbours.contains_key(*address) && !present.neighbours.contains_key(*address)
@@ -282,12 +286,16 @@ impl Inner {
         }
         let below = if options.encrypted { self.tunnel_index(kernel)? } else { 0 };
         let aligned = vxlan::align(&mut kernel.route, (device.index, below), &present, &wanted);
+        if aligned.is_err() {
+            // The kernel is asked what it has then.
+            plane.applied.lock().remove(name);
+        }
         let (added, removed) = aligned.map_err(failed("writing to"))?;
         if added + removed > 0 {
             tracing::debug!(network = name, added, removed, "peers changed");
         }
-        let now = Applied { index: device.index, entries: wanted, stale: peers.stale };
-        applied.insert(name.clone(), now);
+        let now = Applied { index: device.index, entries: Arc::new(wanted), stale: peers.stale };
+        plane.applied.lock().insert(name.clone(), now);
         Ok(())
     }
 }
