@@ -21,6 +21,15 @@ pub(crate) fn address(subnet: IpNetwork, bits: u128) -> IpAddr {
     }
 }
 
+/// The subnet with these first and last addresses, if there is one.
+pub(crate) fn subnet(first: IpAddr, last: IpAddr) -> Option<IpNetwork> {
+    let width: u32 = if first.is_ipv4() { 32 } else { 128 };
+    let differing = u128::BITS - (bits(first) ^ bits(last)).leading_zeros();
+    let prefix = u8::try_from(width.checked_sub(differing)?).ok()?;
+    let subnet = IpNetwork::new(first, prefix).ok()?;
+    (first.is_ipv4() == last.is_ipv4() && limits(subnet) == (bits(first), bits(last))).then_some(subnet)
+}
+
 /// First and last address of a subnet.
 pub(crate) fn limits(subnet: IpNetwork) -> (u128, u128) {
     let width = if subnet.is_ipv4() { 32_u32 } else { 128 };

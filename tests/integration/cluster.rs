@@ -282,6 +282,24 @@ impl Etcd {
         }
     }
 
+    /// Keeps a copy of its data as they are.
+    pub(crate) fn back_up(&self) {
+        self.ctl(&["snapshot", "save", &self.file("backup")]);
+    }
+
+    /// Puts the copy in the place of its data. It does not run.
+    pub(crate) fn restore(&self) {
+        let data = self.directory.join("data");
+        std::fs::remove_dir_all(&data).unwrap();
+        let (backup, data) = (self.file("backup"), data.display().to_string());
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["snapshot", "restore", &backup, "--data-dir", &data]);
+        command.args(["--initial-cluster", "default=http://127.0.0.1:2380"]);
+        let output =
+            command.args(["--initial-advertise-peer-urls", "http://127.0.0.1:2380"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("etcdctl");
         command.env("ETCDCTL_API", "3").args(["--endpoints", &self.url()]);
@@ -309,11 +327,15 @@ impl Etcd {
         text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
     }
 
+    /// The last revision.
+    pub(crate) fn revision(&self) -> i64 {
+        let status: serde_json::Value = serde_json::from_str(&self.ctl(&["get", "/", "-w", "json"])).unwrap();
+        status["header"]["revision"].as_i64().unwrap()
+    }
+
     /// Drops all history up to now.
     pub(crate) fn compact(&self) {
-        let status = self.ctl(&["get", "/", "-w", "json"]);
-        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-        self.ctl(&["compact", &status["header"]["revision"].to_string()]);
+        self.ctl(&["compact", &self.revision().to_string()]);
     }
 }
 

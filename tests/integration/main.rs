@@ -39,6 +39,7 @@ mod network;
 mod networks;
 mod nri;
 mod overlay;
+mod overlay_backup;
 mod overlay_churn;
 mod overlay_encrypted;
 mod overlay_plugin;
@@ -111,6 +112,7 @@ fn main() {
             networks::trials(),
             nri::trials(),
             overlay::trials(),
+            overlay_backup::trials(),
             overlay_churn::trials(),
             overlay_encrypted::trials(),
             overlay_plugin::trials(),

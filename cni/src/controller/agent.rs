@@ -10,9 +10,13 @@
 //! To converge is always the same, whatever happened: networks that etcd has and this host has not are made, blocks are held
 //! against the allocation, this host's endpoints are written, and the kernel is told of the others'. Each step compares what is
 //! with what should be, so that nothing has to be remembered over a lost connection.
+//!
+//! When etcd comes back with other data (`history`), what is there is listed, and what this host has is put back: its endpoints as ever,
+//! rights to addresses that nobody knows of, and the networks that its sandboxes are on.
 
 mod converge;
 mod heart;
+mod history;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -32,6 +36,7 @@ use crate::{
     store::{decode, encode},
 };
 use heart::Heart;
+use history::History;
 
 use etcd_client::{EventType, KeyValue, LeaseKeepAliveStream, LeaseKeeper, ResponseHeader};
 
@@ -51,6 +56,8 @@ pub(super) async fn run(controller: Controller, plane: Arc<Plane>) {
         complaints: HashMap::new(),
         connected: false,
         list: true,
+        cluster: None,
+        replaced: false,
     };
     let mut pause = BACKOFF.0;
     loop {
@@ -86,6 +93,10 @@ struct Agent {
     connected: bool,
     /// What was heard is not enough to go on from.
     list: bool,
+    /// Of the etcd of the last session.
+    cluster: Option<u64>,
+    /// Its data is another than was heard: what this host has may have to be put back.
+    replaced: bool,
 }
 
 impl Agent {
@@ -94,21 +105,21 @@ impl Agent {
         let plane = Arc::clone(&self.plane);
         let etcd = Etcd::connect(&plane.options).await.map_err(Error::etcd(CONNECTING))?;
         let host_key = plane.keys.host(&plane.host);
-        let (mine, found) = etcd.get(&host_key).await.map_err(Error::etcd(CONNECTING))?;
-        let known = plane.view.lock().revision;
-        if found < known {
-            let endpoints = etcd.endpoints().to_owned();
-            return Err(Error::etcd(CONNECTING)(EtcdError::WentBack { endpoints, found, known }));
+        let (mine, at) = etcd.get(&host_key).await.map_err(Error::etcd(CONNECTING))?;
+        match self.history(&etcd, at).await.map_err(Error::etcd(CONNECTING))? {
+            History::Same => {}
+            History::Untold => self.list = true,
+            History::Another(shown) => self.begin_anew(&etcd, &shown),
         }
         let (keeper, alive) = self.keep(&etcd).await.map_err(Error::etcd(CONNECTING))?;
         let lease = keeper.id();
         let mut heart = Heart::start(etcd.clone(), (keeper, alive), plane.options.lease);
         self.sync_tunnel().await;
         let before = mine.as_ref().map(|mine| mine.lease);
-        let (address, tunnel) = self.register(&etcd, lease, mine, found).await?;
-        if self.list || known == 0 {
+        let (address, tunnel) = self.register(&etcd, lease, mine, at.revision).await?;
+        if self.list {
             let mut view = View::default();
-            let listed = etcd.list(plane.keys.all(), |change| view.apply(&plane.keys, change));
+            let listed = etcd.list(plane.keys.all(), |change| view.hear(&plane.keys, change));
             view.revision = listed.await.map_err(Error::etcd(CONNECTING))?;
             *plane.view.lock() = view;
             self.list = false;
@@ -182,6 +193,20 @@ impl Agent {
                 return Ok(Again);
             }
         }
+    }
+
+    /// Nothing of what was heard holds any more.
+    fn begin_anew(&mut self, etcd: &Etcd, shown: &str) {
+        if !self.replaced {
+            tracing::warn!(
+                endpoints = etcd.endpoints(),
+                shown,
+                "etcd's data was replaced, as by a backup: taking over what is there, and putting back what this host has"
+            );
+        }
+        (self.list, self.replaced) = (true, true);
+        // Revisions of the other history say nothing in this one.
+        self.plane.created.lock().clear();
     }
 
     /// The lease of before if it lives, else a new one.
@@ -261,7 +286,7 @@ impl Agent {
             let Some(kv) = event.kv() else { continue };
             let Ok(key) = kv.key_str() else { continue };
             let value = (event.event_type() == EventType::Put).then(|| kv.value());
-            view.apply(
+            view.hear(
                 &self.plane.keys,
                 Change { key, value, revision: kv.mod_revision(), lease: kv.lease() },
             );

@@ -28,7 +28,7 @@ use crate::{
 
 pub use blocks::{HeldBlock, Reclaimed};
 use transactions::{claim, define, grant, undefine};
-pub(super) use transactions::unclaim;
+pub(super) use transactions::{redefine, restore, unclaim};
 
 /// Before the owners of names that the other hosts told.
 pub(super) const NAMES_SOURCE: &str = "etcd/";

@@ -47,18 +47,6 @@ pub enum EtcdError {
         /// What was tried.
         action: String,
     },
-    /// The data is another's.
-    #[error(
-        "etcd at {endpoints} is at revision {found} and was at {known}: its data was replaced. Restore it, or restart berthd to go on with what is there"
-    )]
-    WentBack {
-        /// All servers.
-        endpoints: String,
-        /// What it says now.
-        found: i64,
-        /// What it said before.
-        known: i64,
-    },
     /// Two hosts with one identity.
     #[error(
         "host {host} is registered with address {other}, not {ours}: was this host's root directory copied? (It is taken over when that registration ends)"

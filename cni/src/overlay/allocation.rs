@@ -3,6 +3,9 @@
 //! A host holds *blocks*, out of which it leases addresses by itself, and *claims* on single addresses that somebody asked for
 //! outside of its blocks. Each grant has an epoch, and the epochs of a network only rise: when a right passes from a host whose
 //! lease ended to another, records that the first one still has lose against those of the second.
+//!
+//! When etcd is taken back to a backup, grants made since are not in the value any more, and hosts go on by them. Each host puts back
+//! what it has ([`Allocation::restore`]); of two rights that exclude each other the later one stands.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -10,7 +13,8 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    address::{address, bits, limits, overlap},
+    address::{address, bits, limits, overlap, subnet},
+    ipam::Block,
     model::SubnetOptions,
 };
 
@@ -38,6 +42,20 @@ pub(crate) struct Allocation {
     pub(crate) blocks: BTreeMap<IpNetwork, Holder>,
     #[serde(default)]
     pub(crate) claims: BTreeMap<IpAddr, Holder>,
+    /// Epochs after the first up to the second were given out in a history that is lost: a right of these that is not here did not
+    /// pass to somebody else, it is not known of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lost: Option<(u64, u64)>,
+}
+
+/// What became of a right that a host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Held,
+    /// It is somebody else's, or nobody's any more.
+    Passed,
+    /// It was granted in a history that is lost, and nothing stands against it.
+    Forgotten,
 }
 
 /// Prefix length of a subnet's blocks; `wanted` is that of IPv4, 0 leaves it open.
@@ -53,6 +71,67 @@ impl Allocation {
     /// the same VNI.
     pub(crate) fn new(revision: i64) -> Self {
         Self { epoch: u64::try_from(revision).unwrap_or_default(), ..Self::default() }
+    }
+
+    /// One for a network that was lost, of which a host still has rights.
+    pub(crate) fn found_again(revision: i64, rights: &[Block]) -> Self {
+        let highest = rights.iter().map(|right| right.epoch).max().unwrap_or_default();
+        let epoch = highest.max(u64::try_from(revision).unwrap_or_default());
+        Self { epoch, lost: Some((0, epoch)), ..Self::default() }
+    }
+
+    /// What became of a host's right.
+    pub(crate) fn standing(&self, host: &str, right: &Block) -> Standing {
+        let (first, last) = right.range;
+        let block = subnet(first, last);
+        let held = match block {
+            _ if right.is_claim() => self.claims.get(&first),
+            Some(block) => self.blocks.get(&block),
+            None => None,
+        };
+        if held.is_some_and(|holder| holder.host == host) {
+            return Standing::Held;
+        }
+        let unknown = right.epoch > self.epoch
+            || self.lost.is_some_and(|(low, high)| (low + 1..=high).contains(&right.epoch));
+        let later = |holder: &Holder| holder.epoch >= right.epoch;
+        let outdone = if right.is_claim() {
+            held.is_some_and(later) || self.block_of(first).is_some_and(|(_, h)| h.host != host && later(h))
+        } else {
+            block.is_none_or(|block| {
+                self.blocks.iter().any(|(other, holder)| overlap(*other, block) && later(holder))
+            })
+        };
+        if unknown && !outdone { Standing::Forgotten } else { Standing::Passed }
+    }
+
+    /// Puts back the rights of a host that are not known of; how many. Earlier rights to the same addresses end. Single addresses of
+    /// others stay theirs: the block around them does without.
+    pub(crate) fn restore(&mut self, host: &str, rights: &[Block]) -> usize {
+        let before = self.epoch;
+        let mut restored = 0;
+        let mut highest = before;
+        for right in rights {
+            if self.standing(host, right) != Standing::Forgotten {
+                continue;
+            }
+            let holder = Holder { host: host.to_owned(), epoch: right.epoch };
+            let (first, last) = right.range;
+            if right.is_claim() {
+                self.claims.insert(first, holder);
+            } else if let Some(block) = subnet(first, last) {
+                self.blocks.retain(|other, _| !overlap(*other, block));
+                self.blocks.insert(block, holder);
+            }
+            highest = highest.max(right.epoch);
+            restored += 1;
+        }
+        if highest > before {
+            // Others may have rights of epochs between.
+            let low = self.lost.map_or(before, |(low, _)| low.min(before));
+            (self.epoch, self.lost) = (highest, Some((low, highest)));
+        }
+        restored
     }
 
     fn next(&mut self, host: &str) -> Holder {
@@ -247,6 +326,87 @@ mod tests {
         assert_eq!(allocation.claim(inside, "b", |_| true).unwrap_err().host, "a");
         assert!(!allocation.release_claim(inside, "b"));
         assert!(allocation.release_claim(inside, "a"));
+    }
+
+    fn right(range: &str, epoch: u64) -> Block {
+        let (first, last) = limits(range.parse().unwrap());
+        let at = |bits: u128| IpAddr::from(std::net::Ipv4Addr::from_bits(u32::try_from(bits).unwrap()));
+        Block { range: (at(first), at(last)), epoch }
+    }
+
+    #[test]
+    fn rights_of_a_lost_history_are_put_back_in_whatever_order_hosts_come() {
+        // At the backup "a" had a block of epoch 6; "b" got one at 7, "a" another at 8 and an address at 9 since.
+        let backup = || {
+            let mut allocation = Allocation::new(5);
+            allocation.grant(&subnet("10.0.0.0/26"), 28, "a", |_| true).unwrap();
+            allocation
+        };
+        let a = [right("10.0.0.0/28", 6), right("10.0.0.32/28", 8), right("10.0.0.60/32", 9)];
+        let b = [right("10.0.0.16/28", 7)];
+        for a_first in [true, false] {
+            let mut allocation = backup();
+            assert_eq!(allocation.standing("b", &b[0]), Standing::Forgotten);
+            let counts = if a_first {
+                [allocation.restore("a", &a), allocation.restore("b", &b)]
+            } else {
+                [allocation.restore("b", &b), allocation.restore("a", &a)]
+            };
+            assert_eq!(counts.iter().sum::<usize>(), 3);
+            assert_eq!(allocation.blocks_of("a").map(|(_, epoch)| epoch).collect::<Vec<_>>(), [6, 8]);
+            assert_eq!(allocation.claims_of("a").count(), 1);
+            assert_eq!(allocation.blocks_of("b").count(), 1);
+            assert_eq!((allocation.epoch, allocation.lost), (9, Some((6, 9))));
+            assert_eq!(allocation.restore("a", &a) + allocation.restore("b", &b), 0, "once");
+            let (_, later) = allocation.grant(&subnet("10.0.0.0/26"), 30, "c", |_| true).unwrap();
+            assert_eq!(later, 10);
+        }
+    }
+
+    #[test]
+    fn of_two_rights_from_two_histories_the_later_one_stands() {
+        let mut allocation = Allocation::new(5);
+        // In the new history others were faster.
+        let (block, epoch) = allocation.grant(&subnet("10.0.0.0/26"), 28, "b", |_| true).unwrap();
+        assert_eq!((block.to_string().as_str(), epoch), ("10.0.0.0/28", 6));
+        for (ours, standing) in [
+            (right("10.0.0.0/28", 6), Standing::Passed),
+            (right("10.0.0.0/28", 4), Standing::Passed),
+            (right("10.0.0.0/30", 6), Standing::Passed),
+            (right("10.0.0.5/32", 6), Standing::Passed),
+            (right("10.0.0.5/32", 7), Standing::Forgotten),
+            (right("10.0.0.0/28", 7), Standing::Forgotten),
+        ] {
+            assert_eq!(allocation.standing("a", &ours), standing, "{ours:?}");
+        }
+        let single = allocation.claim("10.0.0.3".parse().unwrap(), "c", |host| host == "c").unwrap();
+        assert_eq!(single, 7);
+        assert_eq!(allocation.restore("a", &[right("10.0.0.0/28", 9)]), 1);
+        assert_eq!(allocation.blocks_of("b").count(), 0);
+        assert_eq!(allocation.standing("b", &right("10.0.0.0/28", 6)), Standing::Passed);
+        assert_eq!(
+            allocation.claims_of("c").count(),
+            1,
+            "a single address is withheld from the block around it"
+        );
+        // What passed to another before any history was lost is not taken back.
+        let mut whole = Allocation::new(5);
+        whole.grant(&subnet("10.0.0.0/28"), 28, "a", |_| true).unwrap();
+        whole.grant(&subnet("10.0.0.0/28"), 28, "b", |_| false).unwrap();
+        assert_eq!(whole.standing("a", &right("10.0.0.0/28", 6)), Standing::Passed);
+        assert_eq!(whole.restore("a", &[right("10.0.0.0/28", 6)]), 0);
+    }
+
+    #[test]
+    fn a_network_that_was_lost_takes_the_rights_of_all_its_hosts() {
+        let rights = [right("10.0.0.0/28", 905)];
+        // The new history may be further than the rights are.
+        for revision in [100, 2_000] {
+            let mut allocation = Allocation::found_again(revision, &rights);
+            assert_eq!(allocation.restore("a", &rights), 1);
+            assert_eq!(allocation.restore("b", &[right("10.0.0.16/28", 910)]), 1);
+            assert_eq!(allocation.restore("c", &[right("10.0.0.0/28", 904)]), 0);
+        }
     }
 
     proptest! {

@@ -26,6 +26,13 @@ pub(crate) struct Found {
     pub(crate) lease: i64,
 }
 
+/// What an answer says of etcd itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct At {
+    pub(crate) revision: i64,
+    pub(crate) cluster: u64,
+}
+
 /// A connection; clones share it.
 #[derive(Clone)]
 pub(crate) struct Etcd {
@@ -74,11 +81,18 @@ impl Etcd {
         }
     }
 
-    /// A key's value, and the revision of the answer.
-    pub(crate) async fn get(&self, key: &str) -> Result<(Option<Found>, i64)> {
+    /// A key's value, and where etcd is.
+    pub(crate) async fn get(&self, key: &str) -> Result<(Option<Found>, At)> {
+        self.get_at(key, 0).await
+    }
+
+    /// The same as it was at a revision; 0: now.
+    pub(crate) async fn get_at(&self, key: &str, revision: i64) -> Result<(Option<Found>, At)> {
         let mut kv = self.client.kv_client();
-        let answer = self.bounded(format!("reading {key}"), kv.get(key, None)).await?;
-        let revision = answer.header().map(etcd_client::ResponseHeader::revision).unwrap_or_default();
+        let options = GetOptions::new().with_revision(revision);
+        let answer = self.bounded(format!("reading {key}"), kv.get(key, Some(options))).await?;
+        let at =
+            answer.header().map(|header| At { revision: header.revision(), cluster: header.cluster_id() });
         let found = answer.kvs().first();
         Ok((
             found.map(|kv| Found {
@@ -86,7 +100,7 @@ impl Etcd {
                 revision: kv.mod_revision(),
                 lease: kv.lease(),
             }),
-            revision,
+            at.unwrap_or_default(),
         ))
     }
 

@@ -35,6 +35,8 @@ type Owner = (String, String);
 pub(crate) struct View {
     /// Everything before this revision has been heard, and of the revision itself at least a part.
     pub(crate) revision: i64,
+    /// The last change that was heard, by which etcd's history is known again.
+    pub(crate) last: Option<Last>,
     pub(crate) networks: BTreeMap<String, Versioned<NetworkRecord>>,
     pub(crate) allocations: BTreeMap<u32, Versioned<Allocation>>,
     pub(crate) hosts: BTreeMap<String, Versioned<HostRecord>>,
@@ -48,6 +50,14 @@ pub(crate) struct Change<'a> {
     pub(crate) value: Option<&'a [u8]>,
     pub(crate) revision: i64,
     pub(crate) lease: i64,
+}
+
+/// A change that was heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Last {
+    pub(crate) key: String,
+    pub(crate) revision: i64,
+    pub(crate) deleted: bool,
 }
 
 /// What a message of a watch says beside its events.
@@ -85,6 +95,15 @@ impl View {
                 }
             }
             Key::Vni(_) => {}
+        }
+    }
+
+    /// Takes in what etcd told, not what this host has written itself.
+    pub(crate) fn hear(&mut self, keys: &Keys, change: Change<'_>) {
+        self.apply(keys, change);
+        if self.last.as_ref().is_none_or(|last| last.revision <= change.revision) {
+            let (key, deleted) = (change.key.to_owned(), change.value.is_none());
+            self.last = Some(Last { key, revision: change.revision, deleted });
         }
     }
 
@@ -253,6 +272,27 @@ mod tests {
         // What this host has written itself says nothing of what others wrote before it.
         host(&mut view, "a", "192.0.2.1", 6_000);
         assert_eq!(view.revision, 5_000);
+    }
+
+    #[test]
+    fn the_last_change_is_remembered_whatever_it_was() {
+        let keys = Keys::new("/berth");
+        let mut view = View::default();
+        let mut heard = |key: &str, value: Option<&[u8]>, revision| {
+            view.hear(&keys, Change { key, value, revision, lease: 0 });
+            let last = view.last.clone().unwrap();
+            (last.key, last.revision, last.deleted)
+        };
+        // A list comes by its keys, not by their revisions.
+        assert_eq!(
+            heard("/berth/overlay/hosts/a", Some(b"{}"), 7),
+            ("/berth/overlay/hosts/a".into(), 7, false)
+        );
+        assert_eq!(heard("/berth/overlay/hosts/b", Some(b"{}"), 5).1, 7);
+        assert_eq!(heard("/berth/overlay/hosts/b", None, 8), ("/berth/overlay/hosts/b".into(), 8, true));
+        // What this host wrote may not be all that happened until then.
+        host(&mut view, "c", "192.0.2.1", 9);
+        assert_eq!(view.last.unwrap().revision, 8);
     }
 
     #[test]

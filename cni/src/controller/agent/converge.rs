@@ -14,9 +14,12 @@ use super::Agent;
 use crate::{
     controller::{Active, Inner, overlay},
     error::{Error, Result},
+    ipam::Block,
     model::{Network, NetworkDriver, OverlayOptions},
     overlay::{
-        Session, etcd, network_of,
+        Session,
+        allocation::Standing,
+        etcd, network_of, record_of,
         records::{AddressRecord, EndpointRecord},
         view::Change,
     },
@@ -108,6 +111,9 @@ impl Agent {
         if thorough {
             self.plane.created.lock().retain(|_, made| *made > revision);
         }
+        if self.replaced {
+            self.replaced = !self.put_back(&wanted, revision).await;
+        }
         for active in self.overlays() {
             let name = &active.network.name;
             let young = self.plane.created.lock().get(name).is_some_and(|made| *made > revision);
@@ -155,6 +161,63 @@ impl Agent {
         }
     }
 
+    /// Makes etcd have the networks again that it has lost and that sandboxes here are on; one that nobody is on goes, as etcd has it.
+    /// Returns whether that is done.
+    async fn put_back(&mut self, wanted: &BTreeMap<String, Network>, heard: i64) -> bool {
+        let mut done = true;
+        for active in self.overlays() {
+            let NetworkDriver::Overlay(options) = &active.network.driver else { continue };
+            let name = &active.network.name;
+            if wanted.contains_key(name) {
+                continue;
+            }
+            let rights = match self.rights(&active).await {
+                Ok(Some(rights)) => rights,
+                Ok(None) => continue,
+                Err(error) => {
+                    self.complain(Some(name), &error);
+                    done = false;
+                    continue;
+                }
+            };
+            let record = record_of(&active.network, options);
+            match overlay::redefine(&self.plane, record, &rights).await {
+                Ok(revision) => {
+                    tracing::info!(network = name, "etcd had lost it: put back, as sandboxes here are on it");
+                    self.plane.created.lock().insert(name.clone(), revision);
+                }
+                // Another host was faster; the watch tells.
+                Err(Error::NetworkTaken(_)) => {
+                    self.plane.created.lock().insert(name.clone(), heard + 1);
+                }
+                Err(error) => {
+                    done = done && !matches!(error, Error::Etcd { .. });
+                    self.complain(Some(name), &error);
+                }
+            }
+        }
+        done
+    }
+
+    /// This host's rights to addresses of a network; `None` when nobody here is on it.
+    async fn rights(&self, active: &Arc<Active>) -> Result<Option<Vec<Block>>> {
+        let (inner, active) = (Arc::clone(&self.controller.inner), Arc::clone(active));
+        let read = move |_: &mut Kernel| {
+            let sandboxes = inner.store.sandboxes()?;
+            let mut endpoints = sandboxes.iter().flat_map(|sandbox| &sandbox.endpoints);
+            if !endpoints.any(|endpoint| endpoint.network == active.network.name) {
+                return Ok(None);
+            }
+            let tx = inner.store.write()?;
+            let mut rights = Vec::new();
+            for pool in &active.pools {
+                rights.extend(inner.ipam.blocks(&tx, pool)?);
+            }
+            Ok(Some(rights))
+        };
+        self.controller.workers.run("reading this host's addresses", read).await?
+    }
+
     /// Says once what is wrong with a network, or with the tunnel.
     fn complain(&mut self, network: Option<&str>, error: &Error) {
         let (network, text) = (network.map(str::to_owned), error.to_string());
@@ -167,7 +230,7 @@ impl Agent {
     // === Addresses ===
 
     /// Holds this host's blocks of a network against the allocation: what a lost record gave out is taken up again, what passed
-    /// to another host is not given out any more.
+    /// to another host is not given out any more, and what etcd has lost is put back.
     async fn settle(&self, active: &Arc<Active>) -> Result<()> {
         let NetworkDriver::Overlay(options) = &active.network.driver else { return Ok(()) };
         let Some(allocation) = self.plane.view.lock().allocations.get(&options.vni).map(|a| a.value.clone())
@@ -180,7 +243,7 @@ impl Agent {
             let tx = inner.store.write()?;
             let mut changed = false;
             let leases = inner.ipam.leases(&tx)?;
-            let mut unused = BTreeSet::new();
+            let (mut unused, mut forgotten) = (BTreeSet::new(), Vec::new());
             for pool in &network.pools {
                 let held = inner.ipam.blocks(&tx, pool)?;
                 let ours =
@@ -193,19 +256,15 @@ impl Agent {
                 let claimed: BTreeMap<_, _> = allocation.claims_of(&plane.host).collect();
                 for block in &held {
                     let first = block.range.0;
-                    // A later grant than this allocation knows of.
-                    if block.epoch > allocation.epoch {
-                        continue;
-                    }
-                    let stands = if block.is_claim() {
-                        claimed.contains_key(&first)
-                    } else {
-                        ours.iter().any(|ours| ours.range == block.range)
-                    };
-                    if !stands {
-                        tracing::warn!(network = network.network.name, %first, "addresses passed to another host");
-                        inner.ipam.remove_block(&tx, pool, first)?;
-                        changed = true;
+                    match allocation.standing(&plane.host, block) {
+                        Standing::Held => {}
+                        // Or granted later than what was heard of, which shows when it is put back.
+                        Standing::Forgotten => forgotten.push(*block),
+                        Standing::Passed => {
+                            tracing::warn!(network = network.network.name, %first, "addresses passed to another host");
+                            inner.ipam.remove_block(&tx, pool, first)?;
+                            changed = true;
+                        }
                     }
                 }
                 for (claim, holder) in &allocation.claims {
@@ -222,9 +281,16 @@ impl Agent {
             if changed {
                 commit(tx)?;
             }
-            Ok::<_, Error>(unused)
+            Ok::<_, Error>((unused, forgotten))
         };
-        let unused = self.controller.workers.run("comparing blocks", compare).await??;
+        let (unused, forgotten) = self.controller.workers.run("comparing blocks", compare).await??;
+        if !forgotten.is_empty() {
+            let name = &active.network.name;
+            let restored = overlay::restore(&self.plane, name, options.vni, &forgotten).await?;
+            if restored > 0 {
+                tracing::warn!(network = name, restored, "etcd had lost addresses of this host: put back");
+            }
+        }
         for claim in self.ripe(options.vni, &unused) {
             self.controller.release_claim(&self.plane, active, claim).await?;
             overlay::unclaim(&self.plane, &active.network.name, options.vni, claim).await?;

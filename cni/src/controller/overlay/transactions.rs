@@ -25,7 +25,25 @@ const FIRST_VNI: u32 = 4_097;
 const ATTEMPTS: usize = 16;
 
 /// Writes a network's record, with a VNI; returns it and the revision.
-pub(super) async fn define(plane: &Plane, mut record: NetworkRecord) -> Result<(NetworkRecord, i64)> {
+pub(super) async fn define(plane: &Plane, record: NetworkRecord) -> Result<(NetworkRecord, i64)> {
+    Box::pin(write(plane, record, Allocation::new)).await
+}
+
+/// Writes the record of a network that etcd has lost, of which this host has rights; the revision.
+pub(in crate::controller) async fn redefine(
+    plane: &Plane,
+    record: NetworkRecord,
+    rights: &[Block],
+) -> Result<i64> {
+    let written = write(plane, record, |revision| Allocation::found_again(revision, rights));
+    Box::pin(written).await.map(|(_, revision)| revision)
+}
+
+async fn write(
+    plane: &Plane,
+    mut record: NetworkRecord,
+    allocation: impl Fn(i64) -> Allocation,
+) -> Result<(NetworkRecord, i64)> {
     let what = || format!("making network {:?}", record.name);
     let (what, chosen) = (what(), record.vni);
     let etcd = plane.session_soon().await.map_err(Error::etcd(&what))?.etcd;
@@ -41,8 +59,7 @@ pub(super) async fn define(plane: &Plane, mut record: NetworkRecord) -> Result<(
         record.vni = check(&record, chosen, &others)?;
         let vni = record.vni;
         let (name_key, vni_key) = (keys.network(&record.name), keys.vni(vni));
-        let (value, allocation) =
-            (encode(&name_key, &record)?, encode(&name_key, &Allocation::new(revision))?);
+        let (value, allocation) = (encode(&name_key, &record)?, encode(&name_key, &allocation(revision))?);
         let compares = vec![
             etcd::absent(&name_key),
             etcd::absent(&vni_key),
@@ -148,11 +165,24 @@ async fn alive(plane: &Plane, etcd: &Etcd) -> Result<HashSet<String>, EtcdError>
     Ok(alive)
 }
 
-/// Changes a network's allocation; `change` may be called again with a newer one, and `None` leaves all as it is.
+/// Changes a network's allocation; `change` may be called again with a newer one, and `None` leaves all as it is. Only hosts that are
+/// gone lose something by it.
 async fn change<T>(
     plane: &Plane,
     what: &str,
+    network: (&str, u32),
+    change: impl FnMut(&mut Allocation, &HashSet<String>) -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    // Boxed, as it is part of every join.
+    Box::pin(change_for(plane, what, network, true, change)).await
+}
+
+/// The same, where those that live may lose as well unless they are `spared`.
+async fn change_for<T>(
+    plane: &Plane,
+    what: &str,
     (network, vni): (&str, u32),
+    spared: bool,
     mut change: impl FnMut(&mut Allocation, &HashSet<String>) -> Result<Option<T>>,
 ) -> Result<Option<T>> {
     let etcd = plane.session_soon().await.map_err(Error::etcd(what))?.etcd;
@@ -165,10 +195,11 @@ async fn change<T>(
         let before = allocation.clone();
         let Some(result) = change(&mut allocation, &alive)? else { return Ok(None) };
         let mut compares = vec![etcd::unchanged(&key, found.revision)];
-        // Who lost something must be gone still when it is lost.
-        compares.extend(
-            losers(&before, &allocation, &plane.host).map(|host| etcd::absent(&plane.keys.host(&host))),
-        );
+        if spared {
+            // Who lost something must be gone still when it is lost.
+            let losers = losers(&before, &allocation, &plane.host);
+            compares.extend(losers.map(|host| etcd::absent(&plane.keys.host(&host))));
+        }
         let value = encode(&key, &allocation)?;
         let writes = vec![etcd::put(&key, value)];
         let answer = etcd.commit(what, compares, writes).await.map_err(Error::etcd(what))?;
@@ -246,6 +277,25 @@ pub(in crate::controller) async fn unclaim(
     });
     match changed.await {
         Ok(_) | Err(Error::NetworkNotFound(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts back rights of this host that etcd has lost; how many. Who got the same addresses since, by an earlier right, loses them.
+pub(in crate::controller) async fn restore(
+    plane: &Plane,
+    network: &str,
+    vni: u32,
+    rights: &[Block],
+) -> Result<usize> {
+    let what = format!("putting this host's addresses of network {network:?} back");
+    let restored = change_for(plane, &what, (network, vni), false, |allocation, _| {
+        let restored = allocation.restore(&plane.host, rights);
+        Ok((restored > 0).then_some(restored))
+    });
+    match Box::pin(restored).await {
+        Ok(restored) => Ok(restored.unwrap_or_default()),
+        Err(Error::NetworkNotFound(_)) => Ok(0),
         Err(error) => Err(error),
     }
 }
