@@ -60,6 +60,8 @@ use crate::{
 /// After a sandbox is deleted its namespace usually goes, and the kernel takes the veth pair with it, without anyone waiting.
 /// After this time we look whether it did.
 const LINK_GRACE: Duration = Duration::from_secs(3);
+/// Nobody waits longer for another change to end: kubelets ask again after two minutes.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Locks for sandboxes; two that share one wait for each other, which costs nothing but time.
 const STRIPES: u64 = 64;
 
@@ -160,6 +162,8 @@ pub struct Controller {
     stripes: Arc<Vec<Arc<Mutex<()>>>>,
     /// Held shared by every change, exclusively by reconciliation.
     gate: Arc<Gate<()>>,
+    /// For both of these.
+    patience: Duration,
 }
 
 impl Controller {
@@ -206,6 +210,7 @@ impl Controller {
             workers,
             stripes: Arc::new((0..STRIPES).map(|_| Arc::default()).collect()),
             gate: Arc::default(),
+            patience: PATIENCE,
         })
     }
 
@@ -487,7 +492,8 @@ impl Controller {
         work: impl FnOnce(&Inner, &mut Kernel) -> T + Send + 'static,
     ) -> Result<T> {
         self.inner.resolvers.adopt_runtime();
-        let exclusive = Arc::clone(&self.gate).write_owned().await;
+        // One that gives up lets the others through, who wait behind it.
+        let exclusive = self.wait(what, Arc::clone(&self.gate).write_owned()).await?;
         let inner = Arc::clone(&self.inner);
         self.workers
             .run(what, move |kernel| {
@@ -506,16 +512,23 @@ impl Controller {
     ) -> Result<T> {
         let stripe = usize::try_from(stable_hash(&[&sandbox]) % STRIPES).unwrap_or_default();
         self.inner.resolvers.adopt_runtime();
-        let shared = Arc::clone(&self.gate).read_owned().await;
-        let turn = Arc::clone(&self.stripes[stripe]).lock_owned().await;
+        let held = async {
+            (Arc::clone(&self.gate).read_owned().await, Arc::clone(&self.stripes[stripe]).lock_owned().await)
+        };
+        let held = self.wait(what, held).await?;
         let inner = Arc::clone(&self.inner);
         self.workers
             .run(what, move |kernel| {
                 // Held by the work, not by the caller: a caller that goes away does not let the next one in.
-                let _held = (shared, turn);
+                let _held = held;
                 work(&inner, kernel)
             })
             .await
+    }
+
+    /// Waits for changes that are under way.
+    async fn wait<T>(&self, what: &'static str, turn: impl Future<Output = T>) -> Result<T> {
+        tokio::time::timeout(self.patience, turn).await.map_err(|_| Error::Deadline(what))
     }
 }
 
