@@ -222,6 +222,8 @@ pub(super) async fn disconnect(shared: &Shared, id: &str, network: &str) -> Resu
     let sandbox = controller.sandbox(id).map_err(failed)?;
     let sandbox = sandbox.ok_or_else(|| Error::HostNetwork(id.to_owned()))?;
     if !sandbox.endpoints.iter().any(|endpoint| endpoint.network == network) {
+        // An earlier call may have left, and then found no room for the resolver's configuration.
+        naming::configure(shared, id).await?;
         return Err(Error::NotConnected { id: id.to_owned(), network: network.to_owned() });
     }
     controller.leave(id, network).await.map_err(|mut sources| {
