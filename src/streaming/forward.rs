@@ -24,6 +24,9 @@ use super::spdy::Stream;
 const PAIRING: Duration = Duration::from_secs(30);
 /// Clients that have read all do not always close their own direction: they get this long between two writes.
 const HALF_CLOSED: Duration = Duration::from_secs(60);
+/// What a client that has ended its own direction may still be sent. Long: containerd and CRI-O give it a second, but there are
+/// protocols in which the answer follows the client's end.
+const AFTER_END: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(3600) };
 /// Streams that wait for their other half.
 const UNPAIRED_MAX: usize = 256;
 
@@ -126,18 +129,25 @@ fn refused(pod: &str, port: u16, failure: &std::io::Error) -> String {
 }
 
 /// Copies both ways; each direction ends by itself. The error channel ends with what comes from the pod: clients wait for it.
-async fn copy(socket: TcpStream, mut input: mpsc::Receiver<Bytes>, output: Output, error: Output) {
-    let (reset, silent) = (output.reset.clone(), CancellationToken::new());
+///
+/// A client that resets one of the two channels gave the connection up. One that only ends its own direction may be reading on, or
+/// have broken off: kubectl says the same in both cases, and goes on taking what comes. So the pod is told of the end, as
+/// it would be without us, and decides; one that sends without end is cut off some time.
+async fn copy(socket: TcpStream, input: mpsc::Receiver<Bytes>, output: Output, error: Output) {
+    let (reset, given_up, silent) = (output.reset.clone(), error.reset.clone(), CancellationToken::new());
+    let said_all = CancellationToken::new();
     let (mut reader, mut writer) = socket.into_split();
+    let mut error = Some(error);
     let up = async {
+        let mut input = input;
         loop {
-            let given_up = async {
+            let abandoned = async {
                 silent.cancelled().await;
                 tokio::time::sleep(HALF_CLOSED).await;
             };
             let data = tokio::select! {
                 data = input.recv() => data,
-                () = given_up => None,
+                () = abandoned => None,
             };
             let Some(data) = data else { break };
             // Whatever follows is not wanted; the other direction may go on.
@@ -146,6 +156,11 @@ async fn copy(socket: TcpStream, mut input: mpsc::Receiver<Bytes>, output: Outpu
             }
         }
         let _ = writer.shutdown().await;
+        said_all.cancel();
+    };
+    let endless = async {
+        said_all.cancelled().await;
+        tokio::time::sleep(AFTER_END).await;
     };
     let down = async {
         let mut buffer = BytesMut::new();
@@ -157,12 +172,20 @@ async fn copy(socket: TcpStream, mut input: mpsc::Receiver<Bytes>, output: Outpu
             }
         }
         output.finish().await;
-        error.finish().await;
+        if let Some(error) = error.take() {
+            error.finish().await;
+        }
         silent.cancel();
     };
     tokio::select! {
         _ = async { tokio::join!(up, down) } => {}
         () = reset.cancelled() => {}
+        () = given_up.cancelled() => {}
+        () = endless => tracing::info!("a forwarded connection is cut off {AFTER_END:?} after its client's end"),
+    }
+    // Also of a connection that was given up: kubectl waits for this end, however much of the data is still under way to it.
+    if let Some(error) = error {
+        error.finish().await;
     }
 }
 
@@ -197,5 +220,68 @@ mod tests {
         let target = Target { pod: "p".to_owned(), netns: None };
         let ended = async { tokio::join!(run(target, &link, streams), leaving) };
         tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
+    }
+
+    const DATA: u32 = 3;
+    const ERROR: u32 = 1;
+
+    /// A connection to a pod that sends without end, to a client that takes nothing of it; the tokens by which that gives up its
+    /// data and error channel.
+    async fn endless() -> (impl Future<Output = ()>, mpsc::Receiver<Frame>, [CancellationToken; 2]) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut pod, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move { while pod.write_all(&[b'x'; 4096]).await.is_ok() {} });
+        let (frames, mut queue) = mpsc::channel(1);
+        let tokens = [CancellationToken::new(), CancellationToken::new()];
+        let output = Output::new(DATA, frames.clone(), tokens[0].clone(), None);
+        let error = Output::new(ERROR, frames, tokens[1].clone(), None);
+        let (said, input) = mpsc::channel(1);
+        let copying = tokio::spawn(async move {
+            // The client has ended its own direction.
+            drop(said);
+            copy(socket, input, output, error).await;
+        });
+        assert!(matches!(queue.recv().await.unwrap(), Frame::Data { channel: DATA, .. }));
+        (async { copying.await.unwrap() }, queue, tokens)
+    }
+
+    /// What is queued after data.
+    async fn last(mut queue: mpsc::Receiver<Frame>) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        while let Some(frame) = queue.recv().await {
+            if !matches!(frame, Frame::Data { .. }) {
+                frames.push(frame);
+            }
+        }
+        frames
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_the_data_hears_the_end_of_the_error_channel() {
+        let (copying, queue, [data, _error]) = endless().await;
+        data.cancel();
+        let both = async { tokio::join!(copying, last(queue)).1 };
+        let frames = tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+        assert!(matches!(frames[..], [Frame::End { channel: ERROR }]), "{frames:?}");
+    }
+
+    #[tokio::test]
+    async fn who_only_ends_his_own_direction_is_not_sent_for_ever() {
+        let (copying, queue, _tokens) = endless().await;
+        let both = async { tokio::join!(copying, last(queue)).1 };
+        let frames = tokio::time::timeout(AFTER_END * 10, both).await.unwrap();
+        let reset = |frame: &Frame| matches!(frame, Frame::Reset { channel: DATA, .. });
+        let end = |frame: &Frame| matches!(frame, Frame::End { channel: ERROR });
+        assert!(frames.len() == 2 && frames.iter().any(reset) && frames.iter().any(end), "{frames:?}");
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_the_error_channel_gives_up_the_connection() {
+        let (copying, queue, [_data, error]) = endless().await;
+        error.cancel();
+        let both = async { tokio::join!(copying, last(queue)).1 };
+        let frames = tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+        assert!(matches!(frames[..], [Frame::Reset { channel: DATA, .. }]), "{frames:?}");
     }
 }

@@ -10,6 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -162,17 +164,30 @@ impl Output {
         self.finished = true;
     }
 
-    /// Says that nothing follows.
+    /// Says that nothing follows. A client that gave the channel up is told nothing.
     pub(super) async fn finish(mut self) {
+        if !self.reset.is_cancelled() {
+            let _ = self.frames.send(Frame::End { channel: self.channel }).await;
+        }
+        // Not before: one that is cut off while it waits for room resets the channel.
         self.finished = true;
-        let _ = self.frames.send(Frame::End { channel: self.channel }).await;
     }
 }
 
 impl Drop for Output {
     fn drop(&mut self) {
-        if !self.finished && !self.reset.is_cancelled() {
-            let _ = self.frames.try_send(Frame::Reset { channel: self.channel, reason: CANCEL });
+        if self.finished || self.reset.is_cancelled() {
+            return;
+        }
+        let reset = Frame::Reset { channel: self.channel, reason: CANCEL };
+        // A client that reads slowly hears of it as well: it may wait for nothing else. What waits here ends with the connection.
+        if let Err(TrySendError::Full(reset)) = self.frames.try_send(reset)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let frames = self.frames.clone();
+            runtime.spawn(async move {
+                let _ = frames.send(reset).await;
+            });
         }
     }
 }

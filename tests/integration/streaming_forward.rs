@@ -25,6 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         many_connections,
         large_transfers,
         half_closed_connections,
+        who_breaks_off_ends_the_connection,
         a_stuck_connection_does_not_hold_up_others,
         a_stuck_connection_does_not_hold_up_what_is_opened_behind_it,
         malformed_pairs,
@@ -205,6 +206,36 @@ async fn half_closed_connections(world: &mut World) {
         tokio::time::sleep(Duration::from_millis(300)).await;
         drop((pipe, forward));
         assert_eq!(counted.recv_timeout(Duration::from_secs(10)).unwrap(), 5);
+    }
+}
+
+/// A pod that sends without end and does not mind that its client has said all: it goes on until the client gives the stream up.
+async fn who_breaks_off_ends_the_connection(world: &mut World) {
+    let pod = world.run_pod(&world.pod("endless")).await.unwrap();
+    let (sender, mut broken) = tokio::sync::mpsc::unbounded_channel();
+    server(world, Some(&pod), "127.0.0.1:4000", move |mut stream| {
+        while stream.write_all(&[b'x'; 4096]).is_ok() {}
+        sender.send(()).unwrap();
+    });
+    for tunnel in [false, true] {
+        let mut forward = Forward::open(world, &pod, tunnel).await;
+        let mut pipe = forward.connect(4000).await;
+        pipe.input.close().await;
+        // More than lies in sockets and queues: it goes on after the client's end.
+        let mut taken = 0;
+        while taken < 8 << 20 {
+            taken += pipe.output.next().await.unwrap().len();
+        }
+        pipe.input.reset().await;
+        // The client reads on, as one that serves other connections does.
+        let Pipe { input: _input, mut output, mut error } = pipe;
+        let draining = tokio::spawn(async move { while output.next().await.is_some() {} });
+        let ended = tokio::time::timeout(patience(20), async {
+            assert_eq!(error.rest().await, b"");
+            broken.recv().await.unwrap();
+        });
+        ended.await.expect("the error stream ends, and so does the pod's connection");
+        draining.abort();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -51,7 +51,15 @@ enum End {
 struct Half {
     queue: Queue,
     reset: CancellationToken,
-    _permit: Arc<OwnedSemaphorePermit>,
+    permit: Arc<OwnedSemaphorePermit>,
+}
+
+/// A stream in which the client has nothing more to say. It may still give up what it is told.
+#[derive(Debug)]
+struct HalfClosed {
+    reset: CancellationToken,
+    /// There as long as we have something to say.
+    permit: Weak<OwnedSemaphorePermit>,
 }
 
 struct Reader<R> {
@@ -59,6 +67,7 @@ struct Reader<R> {
     ends: Ends,
     expander: Expander,
     streams: HashMap<u32, Half>,
+    half_closed: HashMap<u32, HalfClosed>,
     places: Arc<Semaphore>,
     store: Store,
     last: u32,
@@ -72,6 +81,7 @@ pub(super) async fn run(io: impl AsyncRead + Unpin, ends: Ends) {
         ends,
         expander: Expander::new(),
         streams: HashMap::new(),
+        half_closed: HashMap::new(),
         places: Arc::new(Semaphore::new(STREAMS_MAX)),
         store: Store::default(),
         last: 0,
@@ -108,8 +118,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             Head::Data { stream, fin, length } => {
                 self.ends.activity.touch();
                 self.data(stream, length).await?;
-                if fin {
-                    self.streams.remove(&stream);
+                if fin && let Some(half) = self.streams.remove(&stream) {
+                    self.half_close(stream, half.reset, &half.permit);
                 }
             }
             Head::Control { length, .. } if length > CONTROL_MAX => {
@@ -152,11 +162,23 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             Handed::Taken => Ok(()),
             // What follows is dropped.
             Handed::Unwanted => {
-                self.streams.remove(&stream);
+                if let Some(half) = self.streams.remove(&stream) {
+                    self.half_close(stream, half.reset, &half.permit);
+                }
                 Ok(())
             }
             Handed::Stuck => self.give_up(stream).await,
         }
+    }
+
+    /// Nothing more is taken from the client on this stream, but its reset still counts: it is of both directions (SPDY/3.1, 2.4.2
+    /// and 2.6.3).
+    fn half_close(&mut self, stream: u32, reset: CancellationToken, permit: &Arc<OwnedSemaphorePermit>) {
+        if self.half_closed.len() >= 2 * STREAMS_MAX {
+            // No more than `STREAMS_MAX` of them have their permits.
+            self.half_closed.retain(|_, half| half.permit.strong_count() > 0);
+        }
+        self.half_closed.insert(stream, HalfClosed { reset, permit: Arc::downgrade(permit) });
     }
 
     /// Resets a stream whose data nobody takes.
@@ -174,8 +196,10 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         match kind {
             kind::SYN_STREAM => self.open(flags, payload).await,
             kind::RST_STREAM => {
-                if let Some(half) = self.streams.remove(&(frame::word(payload, 0)? & 0x7fff_ffff)) {
-                    half.reset.cancel();
+                let id = frame::word(payload, 0)? & 0x7fff_ffff;
+                let open = self.streams.remove(&id).map(|half| half.reset);
+                if let Some(reset) = open.or_else(|| self.half_closed.remove(&id).map(|half| half.reset)) {
+                    reset.cancel();
                 }
                 Ok(())
             }
@@ -217,7 +241,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         send(Frame::Reply { channel: id }).await?;
         let output = Output::new(id, frames.clone(), token.clone(), Some(Arc::clone(&permit)));
         if flags & frame::FIN == 0 {
-            self.streams.insert(id, Half { queue, reset: token, _permit: permit });
+            self.streams.insert(id, Half { queue, reset: token, permit });
+        } else {
+            self.half_close(id, token, &permit);
         }
         // When the session takes no streams any more, the dropped stream resets itself.
         let _ = self.ends.accepted.send(Stream { id, headers, input, output }).await;

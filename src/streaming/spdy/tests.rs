@@ -106,6 +106,26 @@ async fn replies_hold_no_header() {
 }
 
 #[tokio::test]
+async fn a_reset_is_seen_of_a_client_that_has_said_all() {
+    let mut peer = Peer::new();
+    peer.open(1, "data").await;
+    let mut said_all = peer.streams.recv().await.unwrap();
+    peer.data(1, true, b"bye").await;
+    assert_eq!(said_all.input.recv().await.unwrap(), "bye");
+    assert!(said_all.input.recv().await.is_none());
+    assert!(!said_all.output.reset.is_cancelled());
+    peer.open(3, "data").await;
+    let not_read = peer.streams.recv().await.unwrap();
+    drop(not_read.input);
+    peer.data(3, false, b"nobody takes it").await;
+    for (id, output) in [(1, said_all.output), (3, not_read.output)] {
+        peer.control(kind::RST_STREAM, &[id, 5], &[]).await;
+        tokio::time::timeout(Duration::from_secs(5), output.reset.cancelled()).await.unwrap();
+    }
+    assert!(!peer.link.gone.is_cancelled());
+}
+
+#[tokio::test]
 async fn a_reset_is_seen() {
     let mut peer = Peer::new();
     peer.open(1, "data").await;
