@@ -196,7 +196,7 @@ async fn session(
     let _counted = shared.sessions.begin(&call);
     match call {
         Call::Exec(exec) => {
-            let Some(mut client) = client(io, peer, transport, exec.wants).await else { return };
+            let Some(mut client) = client(io, peer, transport, exec.wants, stop).await else { return };
             let _watch = watch(shared, &client.link, stop);
             let outcome = exec::run(&shared.pods, exec, &mut client).await;
             client.finish(&outcome).await;
@@ -204,7 +204,7 @@ async fn session(
         Call::Attach(attach) => {
             // Before the client's streams are taken: once they are, it misses nothing that is printed.
             let ends = attach::ends(&shared.pods, &attach).await;
-            let Some(mut client) = client(io, peer, transport, attach.wants).await else { return };
+            let Some(mut client) = client(io, peer, transport, attach.wants, stop).await else { return };
             let _watch = watch(shared, &client.link, stop);
             let outcome = match ends {
                 Ok(ends) => attach::run(ends, &mut client).await,
@@ -229,18 +229,25 @@ async fn session(
     }
 }
 
-async fn client(io: Io, peer: Peer, transport: Transport, wants: super::Wants) -> Option<Client> {
+async fn client(
+    io: Io,
+    peer: Peer,
+    transport: Transport,
+    wants: super::Wants,
+    stop: &CancellationToken,
+) -> Option<Client> {
     match transport {
         Transport::Channels { version, codec } => {
             Some(Client::websocket(io, peer, version, codec, wants).await)
         }
-        Transport::Spdy { version } => match Client::spdy(io, peer, version, wants).await {
-            Ok(client) => Some(client),
-            Err(error) => {
-                tracing::debug!(%error, "a streaming session did not begin");
-                None
-            }
-        },
+        Transport::Spdy { version } => {
+            // The daemon's stop does not wait for a client that does not open its streams.
+            let client = tokio::select! {
+                client = Client::spdy(io, peer, version, wants) => client,
+                () = stop.cancelled() => return None,
+            };
+            client.inspect_err(|error| tracing::debug!(%error, "a streaming session did not begin")).ok()
+        }
         Transport::Tunnel => None,
     }
 }
