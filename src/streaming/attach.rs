@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 use super::client::{Client, Wants};
+use super::link::Cut;
 use super::resize::Sizes;
 use super::status::Outcome;
 use crate::error::chain;
@@ -57,7 +58,15 @@ pub(super) async fn run(ends: Ends, client: &mut Client) -> Outcome {
     tokio::select! {
         outcome = show(screen, client, &id) => outcome,
         () = inputs => Outcome::Success,
-        () = client.link.gone.cancelled() => Outcome::Success,
+        () = client.link.gone.cancelled() => match client.link.cut.get() {
+            Some(cut @ Cut::Stops) => Outcome::Cut(format!(
+                "{cut}: the session ends, and the container runs on; attach again when berthd is back"
+            )),
+            Some(cut @ Cut::Idle(_)) => {
+                Outcome::Cut(format!("{cut}: the session ends, and the container runs on; attach again"))
+            }
+            None => Outcome::Success,
+        },
     }
 }
 

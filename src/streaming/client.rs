@@ -157,7 +157,9 @@ impl Client {
             }
             error.finish().await;
         };
+        // One that we let go is told of it, if it reads; one that is gone takes nothing.
         tokio::select! {
+            biased;
             () = telling => {}
             () = link.gone.cancelled() => {}
         }

@@ -51,8 +51,19 @@ pub(super) async fn run(pods: &Pods, exec: Exec, client: &mut Client) -> Outcome
     match with_client(command, stdin, sizes, client, &gone).await {
         Ok(0) => Outcome::Success,
         Ok(code) => Outcome::Exit(code),
-        Err(message) => Outcome::Failed(message),
+        Err(Broken::Gone) => match client.link.cut.get() {
+            Some(cut) => Outcome::Cut(format!("{cut}: the session ends, and the command with it")),
+            None => Outcome::Failed("the client is gone".to_owned()),
+        },
+        Err(Broken::Shim(message)) => Outcome::Failed(message),
     }
+}
+
+/// Why a command's end was not seen.
+enum Broken {
+    /// The client is gone, or we let it go.
+    Gone,
+    Shim(String),
 }
 
 async fn start(pods: &Pods, exec: Exec, size: Option<Size>) -> Result<Interactive, String> {
@@ -74,7 +85,7 @@ async fn with_client(
     sizes: Option<Sizes>,
     client: &Client,
     gone: &CancellationToken,
-) -> Result<i32, String> {
+) -> Result<i32, Broken> {
     let ended = CancellationToken::new();
     let (input, stdout, stderr) = (command.stdin.take(), command.stdout.take(), command.stderr.take());
     let waiting = async {
@@ -102,10 +113,10 @@ async fn with_client(
             command.ended();
             Ok(code)
         }
-        Some(Err(error)) => Err(chain(&error)),
+        Some(Err(error)) => Err(Broken::Shim(chain(&error))),
         None => {
             command.hang_up(HANG_UP).await;
-            Err("the client is gone".to_owned())
+            Err(Broken::Gone)
         }
     }
 }

@@ -206,8 +206,14 @@ mod tests {
         frames.try_send(Frame::Ping(1)).unwrap();
         let idle = || AbortOnDropHandle::new(tokio::spawn(std::future::pending()));
         let (gone, activity) = (CancellationToken::new(), Activity::new());
-        let link =
-            Link { gone: gone.clone(), activity, frames: frames.clone(), reader: idle(), writer: idle() };
+        let link = Link {
+            gone: gone.clone(),
+            cut: Arc::default(),
+            activity,
+            frames: frames.clone(),
+            reader: idle(),
+            writer: idle(),
+        };
         let (accepted, streams) = mpsc::channel(1);
         let (_data, input) = mpsc::channel(1);
         let output = Output::new(1, frames, CancellationToken::new(), None);

@@ -4,7 +4,7 @@
 //! only who writes to it. The session sees the end of the connection as [`Link::gone`].
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -129,6 +129,17 @@ impl Peer {
 #[error("the client is gone")]
 pub(super) struct Gone;
 
+/// Why we end a session whose client is still there.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub(super) enum Cut {
+    /// The daemon's own end.
+    #[error("berthd is being stopped")]
+    Stops,
+    /// Traffic is what keeps it.
+    #[error("nothing moved for {0:?} (`streaming.idle_timeout`)")]
+    Idle(Duration),
+}
+
 /// Our direction of one channel. Dropping it unfinished resets the channel.
 #[derive(Debug)]
 pub(super) struct Output {
@@ -197,6 +208,8 @@ impl Drop for Output {
 pub(super) struct Link {
     /// Cancelled when the client is gone, or broke the protocol.
     pub(super) gone: CancellationToken,
+    /// Set before that when it is not the client who goes.
+    pub(super) cut: Arc<OnceLock<Cut>>,
     pub(super) activity: Activity,
     pub(super) frames: mpsc::Sender<Frame>,
     pub(super) reader: AbortOnDropHandle<()>,

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client::Client;
-use super::link::Peer;
+use super::link::{Cut, Peer};
 use super::spdy::Stuck;
 use super::upgrade::{self, Transport, Upgrade};
 use super::{Call, Shared, attach, exec, forward, spdy, websocket};
@@ -260,11 +260,16 @@ fn watch(
 ) -> tokio_util::task::AbortOnDropHandle<()> {
     let (gone, activity, stop, limit) =
         (link.gone.clone(), link.activity.clone(), stop.clone(), shared.idle_timeout);
+    let cut = Arc::clone(&link.cut);
     tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = activity.idle(limit) => tracing::info!("a streaming session was idle for {limit:?} and ends"),
-        }
+        let why = tokio::select! {
+            () = stop.cancelled() => Cut::Stops,
+            () = activity.idle(limit) => {
+                tracing::info!("a streaming session was idle for {limit:?} and ends");
+                Cut::Idle(limit)
+            }
+        };
+        let _ = cut.set(why);
         gone.cancel();
     }))
 }

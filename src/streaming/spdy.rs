@@ -12,6 +12,8 @@ mod reader;
 mod tests;
 mod writer;
 
+use std::sync::Arc;
+
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -72,6 +74,7 @@ pub(super) fn serve(
     );
     let link = Link {
         gone,
+        cut: Arc::default(),
         activity,
         frames,
         reader: AbortOnDropHandle::new(tokio::spawn(reader)),

@@ -12,6 +12,8 @@ pub(super) enum Outcome {
     Exit(i32),
     /// It could not be done.
     Failed(String),
+    /// We ended the session before that, for this reason.
+    Cut(String),
 }
 
 impl Outcome {
@@ -34,6 +36,13 @@ impl Outcome {
                 "details": { "causes": [{ "message": message }] },
                 "code": 500,
             }),
+            Self::Cut(message) => json!({
+                "metadata": {},
+                "status": "Failure",
+                "message": message,
+                "reason": "ServiceUnavailable",
+                "code": 503,
+            }),
         };
         value.to_string().into_bytes()
     }
@@ -43,6 +52,7 @@ impl Outcome {
             Self::Success => String::new(),
             Self::Exit(code) => format!("command terminated with non-zero exit code: exit status {code}"),
             Self::Failed(message) => format!("Internal error occurred: {message}"),
+            Self::Cut(message) => message.clone(),
         }
     }
 

@@ -2,6 +2,7 @@
 //! another protocol's bytes.
 
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -71,6 +72,7 @@ where
     };
     Link {
         gone,
+        cut: Arc::default(),
         activity,
         frames,
         reader: AbortOnDropHandle::new(tokio::spawn(reader)),

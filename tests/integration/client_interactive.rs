@@ -23,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         run_reads_until_its_input_ends,
         a_terminal_has_a_size_and_a_prompt,
         attach_sees_and_types,
+        what_outlives_the_daemon_says_so,
         two_keys_leave,
         a_signal_gives_the_terminal_back,
         a_terminal_is_asked_for_without_one,
@@ -242,6 +243,50 @@ async fn attach_sees_and_types(world: &mut World) {
     let stopped = world.berth_reads(&["rm", "--force", "typed"], b"");
     assert!(stopped.status.success(), "{}", text(&stopped.stderr));
     child.wait().unwrap();
+    world.no_leaks();
+}
+
+/// Clients whose daemon is stopped, and is killed: they say what became of what they were at, and what to do.
+async fn what_outlives_the_daemon_says_so(world: &mut World) {
+    let image = world.image("busybox").await;
+    let id = world.berth_reads(&["run", "-d", "-i", "--name", "kept", &image, "cat"], b"");
+    world.remember(text(&id.stdout).trim());
+    let begin = |world: &World, arguments: &[&str]| {
+        let mut command = world.berth_command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = world.netns.run(|| command.spawn()).unwrap();
+        // It is there when what it is told comes back.
+        child.stdin.as_mut().unwrap().write_all(b"hello\n").unwrap();
+        let mut line = [0; 6];
+        child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"hello\n");
+        child
+    };
+    let says = |child: Child, code: i32, words: &[&str]| {
+        let output = child.wait_with_output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    };
+    for stopped in [true, false] {
+        let attached = begin(world, &["attach", "kept"]);
+        let executed = begin(world, &["exec", "-i", "kept", "cat"]);
+        // Its input ends with the session, and with it the container: that end is waited for.
+        let ran = begin(world, &["run", "-i", "--rm", &image, "sh", "-c", "cat; exit 7"]);
+        if stopped {
+            world.restart().await;
+            says(attached, 125, &["attached to kept", "being stopped", "runs on; attach again"]);
+            says(executed, 125, &["executing cat in kept", "being stopped", "the command with it"]);
+        } else {
+            world.crash_and_restart().await;
+            says(attached, 125, &["kept", "runs on: attach again"]);
+            says(executed, 125, &["executing cat in kept", "connection to berthd was lost"]);
+        }
+        says(ran, 7, &["attaches again"]);
+    }
+    let removed = world.berth_reads(&["rm", "--force", "kept"], b"");
+    assert!(removed.status.success(), "{}", text(&removed.stderr));
     world.no_leaks();
 }
 

@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 
 use crate::support::World;
 use crate::support::spec::script;
-use crate::support::streaming::{ALL, OUTPUT, Session, Streams, TERMINAL, Wire};
+use crate::support::streaming::{ALL, OUTPUT, Session, Streams, TERMINAL, Wire, spdy_headers, upgrade};
 use crate::trials;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -112,7 +112,21 @@ async fn after_a_restart(world: &mut World) {
         if crash {
             world.crash_and_restart().await;
         } else {
+            let mut told = Vec::new();
+            for wire in Wire::EVERY {
+                told.push(tokio::spawn(Session::attach(world, wire, &id, ALL).await.end()));
+            }
+            // One that never opens its streams is not waited for.
+            let url = world.attach_url(&id, ALL).await.unwrap();
+            let headers = spdy_headers("v4.channel.k8s.io");
+            let _half_open = upgrade(world.dial(&url), &url, &headers).await.unwrap();
             world.restart().await;
+            assert!(!world.daemon.log().contains("still under way"), "{}", world.daemon.log());
+            for session in told {
+                let status = session.await.unwrap().status;
+                assert_eq!(status["reason"], "ServiceUnavailable", "{status}");
+                assert!(status["message"].as_str().unwrap().contains("the container runs on"), "{status}");
+            }
         }
         for wire in Wire::EVERY {
             let mut session = Session::attach(world, wire, &id, ALL).await;

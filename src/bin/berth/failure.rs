@@ -1,5 +1,6 @@
 //! Errors as a person meets them: one line that says what to do, and an exit code.
 
+use std::error::Error as _;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -31,15 +32,23 @@ pub(crate) struct Refusal {
 
 impl From<Status> for Refusal {
     fn from(status: Status) -> Self {
-        let code = status.code();
+        let code = match status.code() {
+            // Statuses with a source are made here, of what happened to the connection.
+            Code::Unknown | Code::Internal | Code::Cancelled if status.source().is_some() => {
+                Code::Unavailable
+            }
+            code => code,
+        };
         let said = match status.message() {
             "" => code.description(),
             message => message,
         };
         let message = match code {
             Code::Unimplemented => format!("this berthd can't do that yet: {said}"),
-            Code::Unavailable if status.metadata().is_empty() && said.contains("transport") => {
-                format!("the daemon went away: {said}")
+            Code::Unavailable if status.source().is_some() => {
+                format!(
+                    "the daemon went away ({said}): is it being restarted? Try again when `berth info` answers"
+                )
             }
             _ => said.to_owned(),
         };

@@ -10,7 +10,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use berth::proto::runtime::v1::{ContainerState, ContainerStatus, ContainerStatusRequest};
 use tonic::Code;
 
@@ -51,6 +51,10 @@ pub(crate) async fn until_ended(
                 away += pause;
                 None
             }
+            Err(Refusal { code: Code::Unavailable, .. }) => bail!(
+                "berthd has been away for {PATIENCE:?}; the container does not need it and goes on, its log too: ask again when \
+                 berthd is back"
+            ),
             Err(refusal) => return Err(refusal).context("asking for the container's state"),
         };
         let mut moved = false;

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use tokio_tungstenite::tungstenite::{Error as WebSocketError, Message};
 
@@ -100,6 +101,13 @@ async fn printed(mut messages: SplitStream<Socket>, first: Option<Bytes>) -> Res
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
             Some(Ok(Message::Close(_))) | None => break,
             Some(Err(_)) if !outcome.is_empty() => break,
+            // The daemon was killed, or is somewhere else and the way there broke.
+            Some(Err(
+                WebSocketError::ConnectionClosed
+                | WebSocketError::AlreadyClosed
+                | WebSocketError::Protocol(ProtocolError::ResetWithoutClosingHandshake)
+                | WebSocketError::Io(_),
+            )) => break,
             Some(Ok(_)) => bail!("berthd's streaming server sent a message of an unknown kind"),
             Some(Err(error)) => {
                 return Err(error).context("the connection to berthd's streaming server broke");

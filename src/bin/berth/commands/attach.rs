@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, anyhow, bail};
 use berth::proto::runtime::v1::{AttachRequest, ContainerState};
 use clap::Args;
+use tonic::Code;
 
 use crate::client::Client;
 use crate::commands::exec::exit_code;
@@ -63,6 +64,7 @@ impl Attach {
         match outcome {
             Outcome::Detached => Ok(0),
             Outcome::Failed(message) => Err(anyhow!(message).context(format!("attaching to {name}"))),
+            Outcome::Cut(message) => Err(anyhow!(message).context(format!("attached to {name}"))),
             // Its streams end before the daemon has heard of its end.
             Outcome::Done | Outcome::Exit(_) => {
                 let mut printer = Printer::default();
@@ -107,7 +109,13 @@ pub(crate) async fn attend(session: Session, made: Made) -> Result<Outcome> {
 
 /// The exit code of a container to which the connection was lost, if that was its end.
 async fn ended(client: &mut Client, id: &str, name: &str) -> Result<u8> {
-    let status = client.container_status(id, false).await?.status.unwrap_or_default();
+    let status = match client.container_status(id, false).await {
+        Err(error) if failure::refusal_code(&error) == Some(Code::Unavailable) => bail!(
+            "berthd is gone, and the session with {name} with it; the container does not need it and runs on: attach again when \
+             berthd is back"
+        ),
+        status => status?.status.unwrap_or_default(),
+    };
     match status.state() {
         ContainerState::ContainerExited => Ok(exit_code(status.exit_code)),
         _ => bail!("the session with {name} ended, and the container runs on: attach again"),

@@ -93,7 +93,12 @@ impl Exec {
             Outcome::Done | Outcome::Detached => Ok(0),
             Outcome::Exit(code) => Ok(exit_code(code)),
             Outcome::Failed(message) => self.failed(name, anyhow::anyhow!(message)),
-            Outcome::Lost => self.failed(name, anyhow::anyhow!("the session ended before the command did")),
+            Outcome::Cut(message) => self.failed(name, anyhow::anyhow!(message)),
+            Outcome::Lost => {
+                let text = "the connection to berthd was lost: was it killed? What was executed may go on; see `berth top` when \
+                            berthd is back";
+                self.failed(name, anyhow::anyhow!(text))
+            }
         }
     }
 

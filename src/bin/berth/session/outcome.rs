@@ -12,6 +12,8 @@ pub(crate) enum Outcome {
     Exit(i32),
     /// It could not be done.
     Failed(String),
+    /// The daemon ended the session before that, for this reason.
+    Cut(String),
     /// The person left; it runs on.
     Detached,
     /// The connection ended without a word.
@@ -62,6 +64,9 @@ impl Outcome {
         {
             return Ok(Self::Exit(code));
         }
+        if status.reason == "ServiceUnavailable" {
+            return Ok(Self::Cut(status.message));
+        }
         // The cause is the message without what the API server's users are used to read in front.
         let cause =
             status.details.causes.into_iter().map(|cause| cause.message).find(|text| !text.is_empty());
@@ -82,6 +87,8 @@ mod tests {
         assert_eq!(Outcome::read(exit).unwrap(), Outcome::Exit(7));
         let failed = br#"{"status":"Failure","message":"Internal error occurred: x","reason":"InternalError","details":{"causes":[{"message":"x"}]}}"#;
         assert_eq!(Outcome::read(failed).unwrap(), Outcome::Failed("x".into()));
+        let cut = br#"{"status":"Failure","message":"berthd is being stopped","reason":"ServiceUnavailable","code":503}"#;
+        assert_eq!(Outcome::read(cut).unwrap(), Outcome::Cut("berthd is being stopped".into()));
         assert!(Outcome::read(b"garbage").is_err());
     }
 }

@@ -154,7 +154,7 @@ async fn at_streams(
         Outcome::Detached => return Ok(Watched::Left),
         Outcome::Failed(message) => return Err(anyhow!(message).context("attaching")),
         // A daemon that restarts takes the session along, not the container: its end is waited for all the same.
-        Outcome::Lost => {
+        Outcome::Lost | Outcome::Cut(_) => {
             failure::say(&format!("the connection was lost; `berth attach {}` attaches again", launched.name))
         }
         Outcome::Done | Outcome::Exit(_) => {}
