@@ -84,14 +84,9 @@ pub enum Error {
     /// TLS can't be served with these files.
     #[error("streaming by TLS: {0}")]
     Tls(#[source] tls::Error),
-    /// No pod or container of that id.
-    #[error("no {what} {id:?} here")]
-    NotFound {
-        /// "pod sandbox" or "container".
-        what: &'static str,
-        /// As the request names it.
-        id: String,
-    },
+    /// No pod or container of that id, or more than one.
+    #[error(transparent)]
+    Find(#[from] crate::pod::Error),
     /// It does not run.
     #[error("{what} {id} is not running: {call} needs a running one")]
     NotRunning {
@@ -116,7 +111,7 @@ pub enum Error {
 impl Classify for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::NotFound { .. } => Kind::NotFound,
+            Self::Find(error) => error.kind(),
             Self::NotRunning { .. } => Kind::FailedPrecondition,
             Self::Contradiction(_) => Kind::InvalidArgument,
             Self::TooManyWaiting(_) => Kind::ResourceExhausted,
@@ -236,17 +231,15 @@ impl Streaming {
     /// # Errors
     /// [`Error`]; ports nobody listens on are told in the session.
     pub fn port_forward(&self, id: &str) -> Result<String, Error> {
-        let what = "pod sandbox";
-        let pod = self.shared.pods.pod(id).ok_or_else(|| Error::NotFound { what, id: id.to_owned() })?;
+        let pod = self.shared.pods.find_pod(id)?;
         if !pod.ready {
-            return Err(Error::NotRunning { what, id: pod.id.clone(), call: "PortForward" });
+            return Err(Error::NotRunning { what: "pod sandbox", id: pod.id.clone(), call: "PortForward" });
         }
         self.url(Call::PortForward(forward::Target { pod: pod.id.clone(), netns: pod.netns.clone() }))
     }
 
     fn found(&self, id: &str) -> Result<Arc<ContainerSnapshot>, Error> {
-        let found = self.shared.pods.container(id);
-        let (_, container) = found.ok_or_else(|| Error::NotFound { what: "container", id: id.to_owned() })?;
+        let (_, container) = self.shared.pods.find_container(id)?;
         Ok(container)
     }
 

@@ -11,6 +11,7 @@ use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::container::ContainerSnapshot;
+use crate::cri::status_of;
 use crate::image::Images;
 use crate::pod::Pods;
 use crate::proto::berth::v1::{
@@ -33,10 +34,8 @@ impl ContainersFace {
     }
 
     fn container(&self, id: &str) -> Result<Arc<ContainerSnapshot>, Status> {
-        match self.pods.container(id) {
-            Some((_, container)) => Ok(container),
-            None => Err(Status::not_found(format!("container {id:?} not found"))),
-        }
+        let (_, container) = self.pods.find_container(id).map_err(status_of)?;
+        Ok(container)
     }
 }
 

@@ -19,11 +19,6 @@ pub(crate) fn unimplemented(call: &str) -> Status {
     Status::unimplemented(format!("{call} is not implemented"))
 }
 
-/// There is no such thing. `what` says what kind of thing.
-pub(crate) fn not_found(what: &str, id: &str) -> Status {
-    Status::not_found(format!("{what} {id:?} not found"))
-}
-
 fn code(kind: Kind) -> Code {
     match kind {
         Kind::InvalidArgument => Code::InvalidArgument,

@@ -12,7 +12,7 @@ use crate::{container, store};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No pod or container of that id.
-    #[error("no {what} {id:?} here")]
+    #[error("{what} {id:?} not found")]
     NotFound {
         /// "pod sandbox" or "container".
         what: &'static str,

@@ -222,6 +222,14 @@ impl Pods {
         self.shared.pod(id).map(|handle| Arc::clone(&handle.snapshot.borrow()))
     }
 
+    /// The same, or why there is none.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Ambiguous`] when more than one begins so.
+    pub fn find_pod(&self, id: &str) -> Result<Arc<PodSnapshot>, Error> {
+        self.pod(id).ok_or_else(|| self.shared.no_pod(id))
+    }
+
     /// All pods, by time of creation. Never waits.
     pub fn pods(&self) -> Vec<Arc<PodSnapshot>> {
         let mut pods: Vec<_> =
@@ -285,6 +293,14 @@ impl Pods {
         Some((pod, container))
     }
 
+    /// The same, or why there is none.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Ambiguous`] when more than one begins so.
+    pub fn find_container(&self, id: &str) -> Result<(Arc<PodSnapshot>, Arc<ContainerSnapshot>), Error> {
+        self.container(id).ok_or_else(|| self.shared.no_container(id))
+    }
+
     /// Runs a command in the container and returns what it printed. `None` sets no time limit.
     ///
     /// # Errors
@@ -298,7 +314,7 @@ impl Pods {
         if command.is_empty() {
             return Err(Error::Missing("cmd"));
         }
-        let (_, container) = self.container(id).ok_or_else(|| self.shared.no_container(id))?;
+        let (_, container) = self.find_container(id)?;
         let shim = running(&container, "ExecSync")?;
         let exec = crate::id::generate()?;
         Ok(container::exec_sync(&container, shim, exec, command, limit).await?)
@@ -309,7 +325,7 @@ impl Pods {
     /// # Errors
     /// [`Error::ContainerState`] when it does not run.
     pub async fn reopen_container_log(&self, id: &str) -> Result<(), Error> {
-        let (_, container) = self.container(id).ok_or_else(|| self.shared.no_container(id))?;
+        let (_, container) = self.find_container(id)?;
         let shim = running(&container, "ReopenContainerLog")?;
         shim.reopen_log().await.map_err(|error| Error::Container(error.into()))
     }
@@ -321,7 +337,7 @@ impl Pods {
     /// [`Error::ContainerState`] when it does not run.
     pub async fn signal_container(&self, id: &str, signal: i32) -> Result<(), Error> {
         const CALL: &str = "Kill";
-        let (_, container) = self.container(id).ok_or_else(|| self.shared.no_container(id))?;
+        let (_, container) = self.find_container(id)?;
         let shim = running(&container, CALL)?;
         match shim.kill("", signal, signal == libc::SIGKILL).await {
             // It ended meanwhile.
@@ -346,7 +362,7 @@ impl Pods {
         location: PathBuf,
         limit: Option<Duration>,
     ) -> Result<(), Error> {
-        let (pod, container) = self.container(id).ok_or_else(|| self.shared.no_container(id))?;
+        let (pod, container) = self.find_container(id)?;
         let shim = running(&container, "CheckpointContainer")?.clone();
         let handler = match pod.runtime_handler.as_str() {
             "" => &self.shared.default_handler,

@@ -1,12 +1,13 @@
 //! Calls that come twice, together or after each other.
 
-use k8s_cri::v1::{NamespaceMode, PodSandboxState};
+use k8s_cri::v1::{ContainerStatsRequest, NamespaceMode, PodSandboxState, PodSandboxStatsRequest};
 use libtest_mimic::Trial;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::support::World;
 use crate::support::container;
 use crate::support::spec::PodOptions;
+use crate::support::streaming::Streams;
 use crate::support::world::assert_code;
 use crate::trials;
 
@@ -104,6 +105,15 @@ async fn a_prefix_of_two_is_none(world: &mut World) {
     for answer in [world.stop_pod(&prefix).await, world.remove_pod(&prefix).await] {
         assert!(assert_code(answer, Code::InvalidArgument).contains("more than one"));
     }
+    let ambiguous = |status: Status| {
+        let message = status.message();
+        assert!(status.code() == Code::InvalidArgument && message.contains("more than one"), "{status:?}");
+    };
+    let mut runtime = world.runtime();
+    ambiguous(world.pod_status(&prefix).await.unwrap_err());
+    let request = PodSandboxStatsRequest { pod_sandbox_id: prefix.clone() };
+    ambiguous(runtime.pod_sandbox_stats(request).await.unwrap_err());
+    ambiguous(world.forward_url(&prefix).await.unwrap_err());
     let ready = i32::from(PodSandboxState::SandboxReady);
     for pod in world.list_pods().await.unwrap() {
         assert_eq!(pod.state, ready);
@@ -112,6 +122,27 @@ async fn a_prefix_of_two_is_none(world: &mut World) {
     let none = "no-such-pod";
     world.stop_pod(none).await.unwrap();
     world.remove_pod(none).await.unwrap();
+    assert_eq!(world.pod_status(none).await.unwrap_err().code(), Code::NotFound);
+
+    let (image, config) = (world.image("busybox").await, world.pod("prefix-0"));
+    let mut containers: Vec<String> = Vec::new();
+    let prefix = loop {
+        let name = format!("c{}", containers.len());
+        let id = world.create(&pods[0], &config, &container(&name, &image, &["true"])).await.unwrap();
+        let first = id[..1].to_owned();
+        let taken = containers.iter().any(|other| other.starts_with(&first));
+        containers.push(id);
+        if taken {
+            break first;
+        }
+    };
+    ambiguous(world.status(&prefix).await.unwrap_err());
+    let request = ContainerStatsRequest { container_id: prefix.clone() };
+    ambiguous(runtime.container_stats(request).await.unwrap_err());
+    let streams = Streams { stdout: true, ..Streams::default() };
+    ambiguous(world.exec_url(&prefix, &["true"], streams).await.unwrap_err());
+    ambiguous(world.attach_url(&prefix, streams).await.unwrap_err());
+    assert_eq!(world.status(none).await.unwrap_err().code(), Code::NotFound);
 }
 
 async fn a_failed_create_frees_the_metadata(world: &mut World) {

@@ -14,7 +14,7 @@ pub(super) async fn call(
 ) -> Result<ContainerStatsResponse, Status> {
     let id = validate::id(&request.container_id, "container_id")?;
     trace::container(id);
-    let (_, container) = face.pods.container(id).ok_or_else(|| status::not_found("container", id))?;
+    let (_, container) = face.pods.find_container(id).map_err(status::of)?;
     let readings = face.stats.containers(vec![container], Depth::Usage).await;
     let stats = readings.first().map(|reading| usage::container(&face.stats, reading));
     Ok(ContainerStatsResponse { stats })

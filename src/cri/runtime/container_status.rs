@@ -16,7 +16,7 @@ pub(super) async fn call(
 ) -> Result<ContainerStatusResponse, Status> {
     let id = validate::id(&request.container_id, "container_id")?;
     trace::container(id);
-    let (pod, container) = face.pods.container(id).ok_or_else(|| status::not_found("container", id))?;
+    let (pod, container) = face.pods.find_container(id).map_err(status::of)?;
     let info = if request.verbose {
         info::named("info", info::container(&container, &pod, spec(&container).await))
     } else {

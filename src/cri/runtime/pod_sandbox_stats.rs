@@ -14,7 +14,7 @@ pub(super) async fn call(
 ) -> Result<PodSandboxStatsResponse, Status> {
     let id = validate::id(&request.pod_sandbox_id, "pod_sandbox_id")?;
     trace::pod(id);
-    let pod = face.pods.pod(id).ok_or_else(|| status::not_found("pod sandbox", id))?;
+    let pod = face.pods.find_pod(id).map_err(status::of)?;
     if !pod.ready {
         // As containerd answers: the pod may be on its way, or gone soon.
         return Err(Status::unavailable(format!(

@@ -16,7 +16,7 @@ pub(super) async fn call(
 ) -> Result<PodSandboxStatusResponse, Status> {
     let id = validate::id(&request.pod_sandbox_id, "pod_sandbox_id")?;
     trace::pod(id);
-    let pod = face.pods.pod(id).ok_or_else(|| status::not_found("pod sandbox", id))?;
+    let pod = face.pods.find_pod(id).map_err(status::of)?;
     let info = if request.verbose { info::named("info", info::pod(&pod)) } else { HashMap::new() };
     let containers = pod.containers.iter().map(|container| container_status::message(face, container));
     Ok(PodSandboxStatusResponse {
