@@ -20,6 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         links_lead_nowhere,
         a_container_that_changes_names_meanwhile,
         mounts_and_volumes_are_seen,
+        what_became_a_link_is_not_followed,
         ended_containers,
         owners_with_a_user_namespace,
         large_files_and_clients_that_go,
@@ -251,6 +252,41 @@ async fn mounts_and_volumes_are_seen(world: &mut World) {
     assert_eq!(fs::read_to_string(Path::new(&path).join("v")).unwrap(), "w");
     world.berth_ok(&["rm", "work"]);
     world.berth_ok(&["volume", "rm", "data"]);
+    world.no_leaks();
+}
+
+/// Who may write where a volume lies could put a link in its place, to what only root may read.
+async fn what_became_a_link_is_not_followed(world: &mut World) {
+    let (host, secret) = (world.run.join("host"), world.run.join("secret"));
+    for directory in [&host, &secret] {
+        fs::create_dir_all(directory.join("volume")).unwrap();
+    }
+    fs::write(host.join("volume/f"), "of the volume").unwrap();
+    fs::write(secret.join("volume/f"), "of the host").unwrap();
+    let here = work(world, &[&format!("{}:/data", host.join("volume").display())]);
+    world.berth_ok(&["stop", "--time", "0", "work"]);
+    world.cp("work:/data/f", here.join("f"));
+    let refused = |here: &Path| {
+        let error = world.cp_fails("work:/data/f", here.join("stolen"));
+        assert!(error.contains("symbolic link") && error.contains("/data"), "{error}");
+        assert!(world.cp_fails(here.join("f"), "work:/data/f").contains("symbolic link"));
+        assert!(!here.join("stolen").exists());
+        assert_eq!(fs::read_to_string(secret.join("volume/f")).unwrap(), "of the host");
+    };
+    // The volume itself, and a directory on the way.
+    for (of, by) in [("host/volume", "secret/volume"), ("host", "secret")] {
+        let (of, by, aside) = (world.run.join(of), world.run.join(by), world.run.join("aside"));
+        fs::rename(&of, &aside).unwrap();
+        std::os::unix::fs::symlink(by, &of).unwrap();
+        refused(&here);
+        fs::remove_file(&of).unwrap();
+        // One that is gone is left out, as before.
+        world.cp("work:/etc/passwd", here.join("passwd"));
+        fs::rename(&aside, &of).unwrap();
+    }
+    world.cp("work:/data/f", here.join("again"));
+    assert_eq!(fs::read_to_string(here.join("again")).unwrap(), "of the volume");
+    world.berth_ok(&["rm", "work"]);
     world.no_leaks();
 }
 

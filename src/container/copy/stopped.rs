@@ -1,5 +1,8 @@
 //! The files of a container that has ended: its overlay and what was bound into it, mounted again where only the calling thread
 //! sees it. The mounts end with the thread.
+//!
+//! What the container asked to have bound is named by a path that had no symbolic link in it when the container was made. Who may
+//! write beside it can put a link there since, to where he may not read himself: such a path is refused.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,6 +19,7 @@ use rustix::mount::{
 
 use super::Error;
 use crate::container::ContainerSnapshot;
+use crate::container::spec::destination;
 
 /// Largest specification that is read.
 const SPEC_LIMIT: u64 = 16 << 20;
@@ -31,7 +35,7 @@ pub(super) fn mount(container: &ContainerSnapshot, lower: &[PathBuf]) -> Result<
         return Err(Error::Unreachable { id: container.id.clone(), reason });
     }
     // Read before anything lies over it.
-    let binds = binds(&container.bundle);
+    let binds = binds(container);
     let system = |what| move |error: Errno| Error::System { what, source: error.into() };
     unshare(CloneFlags::CLONE_NEWNS)
         .map_err(|error| Error::System { what: "taking a mount namespace", source: error.into() })?;
@@ -46,8 +50,15 @@ pub(super) fn mount(container: &ContainerSnapshot, lower: &[PathBuf]) -> Result<
         .map_err(|error| unreachable("opening its root", error))?;
     for bind in binds {
         bind.apply(&root).map_err(|error| {
-            let destination = bind.destination.display();
-            unreachable(&format!("mounting {} on {destination}", bind.source.display()), error)
+            let (source, destination) = (bind.source.display(), bind.destination.display());
+            if error == Errno::LOOP && bind.asked {
+                let reason = format!(
+                    "{source}, which it had at {destination}, has become a symbolic link or lies behind one: where that leads is \
+                     not what the container had"
+                );
+                return Error::Unreachable { id: container.id.clone(), reason };
+            }
+            unreachable(&format!("mounting {source} on {destination}"), error)
         })?;
     }
     Ok(root)
@@ -87,6 +98,8 @@ struct Bind {
     source: PathBuf,
     destination: PathBuf,
     read_only: bool,
+    /// The container's configuration names it: its links were followed then.
+    asked: bool,
 }
 
 impl Bind {
@@ -98,12 +111,20 @@ impl Bind {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
             target => target?,
         };
-        let flags =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let tree = match open_tree(CWD, &self.source, flags) {
-            Err(Errno::NOENT) => return Ok(()),
-            tree => tree?,
+        let resolve = match self.asked {
+            true => ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+            false => ResolveFlags::empty(),
         };
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let source = match rustix::fs::openat2(CWD, &self.source, flags, Mode::empty(), resolve) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            source => source?,
+        };
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        let tree = open_tree(&source, "", flags)?;
         if self.read_only {
             crate::sys::make_read_only(tree.as_fd())
                 .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
@@ -118,11 +139,15 @@ impl Bind {
 }
 
 /// What the container's specification binds: volumes of all kinds, and the files of the pod. Without one there is nothing.
-fn binds(bundle: &Path) -> Vec<Bind> {
-    let path = bundle.join("config.json");
+fn binds(container: &ContainerSnapshot) -> Vec<Bind> {
+    let path = container.bundle.join("config.json");
     let small = std::fs::metadata(&path).is_ok_and(|file| file.len() <= SPEC_LIMIT);
     let spec = small.then(|| Spec::load(&path).ok()).flatten();
     let mounts = spec.as_ref().and_then(|spec| spec.mounts().as_ref()).cloned().unwrap_or_default();
+    let asked: Vec<PathBuf> = (container.config.mounts.iter())
+        .filter(|mount| !mount.host_path.is_empty())
+        .filter_map(|mount| destination(&mount.container_path).ok())
+        .collect();
     let bound = mounts.iter().filter(|mount| {
         let options = mount.options().as_deref().unwrap_or_default();
         mount.typ().as_deref() == Some("bind")
@@ -135,6 +160,7 @@ fn binds(bundle: &Path) -> Vec<Bind> {
                 source: mount.source().clone()?,
                 destination: mount.destination().clone(),
                 read_only: options.iter().any(|option| option == "ro" || option == "rro"),
+                asked: asked.contains(mount.destination()),
             })
         })
         .collect()
