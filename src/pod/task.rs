@@ -8,6 +8,7 @@
 mod containers;
 mod lifecycle;
 mod network;
+mod record;
 mod sandbox;
 mod update;
 
@@ -32,6 +33,7 @@ use crate::container::{self, Ended, Making, Refusal, Surroundings};
 use crate::progress::Kind;
 use crate::proto::berth::v1::{PodPhase, PodRecord};
 use crate::proto::runtime::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
+use record::RecordFile;
 
 /// A job came to its end.
 enum Done {
@@ -126,6 +128,8 @@ enum Phase {
 pub(super) struct Task {
     shared: Arc<Shared>,
     record: PodRecord,
+    /// Where that is kept.
+    file: RecordFile,
     config: Arc<PodSandboxConfig>,
     surroundings: Arc<Surroundings>,
     phase: Phase,
@@ -172,9 +176,11 @@ pub(super) fn spawn(shared: Arc<Shared>, start: Start) -> Handle {
     let phase = if start.record.phase() == PodPhase::PodReady { Phase::Ready } else { Phase::NotReady };
     let empty = PodSnapshot::new(&start.record, &start.surroundings, false, Vec::new());
     let (snapshot, published) = watch::channel(Arc::new(empty));
+    let file = RecordFile::new(shared.records.clone(), start.record.clone());
     let mut task = Task {
         shared,
         record: start.record,
+        file,
         config,
         surroundings: start.surroundings,
         phase,

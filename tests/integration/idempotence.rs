@@ -1,5 +1,8 @@
 //! Calls that come twice, together or after each other.
 
+use berth::proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
+use berth::proto::runtime::v1::{LinuxContainerResources, UpdatePodSandboxResourcesRequest};
+use futures::future::join_all;
 use k8s_cri::v1::{ContainerStatsRequest, NamespaceMode, PodSandboxState, PodSandboxStatsRequest};
 use libtest_mimic::Trial;
 use tonic::{Code, Status};
@@ -17,6 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_retry_joins_the_call_under_way,
         taken_metadata_is_refused,
         a_prefix_of_two_is_none,
+        updates_of_a_pod_beside_its_end,
         a_failed_create_frees_the_metadata,
         stops_and_removes_together,
         a_caller_that_goes_away,
@@ -143,6 +147,47 @@ async fn a_prefix_of_two_is_none(world: &mut World) {
     ambiguous(world.exec_url(&prefix, &["true"], streams).await.unwrap_err());
     ambiguous(world.attach_url(&prefix, streams).await.unwrap_err());
     assert_eq!(world.status(none).await.unwrap_err().code(), Code::NotFound);
+}
+
+/// Its record is written by all of them: the last one counts, and nothing is written of a pod that is gone.
+async fn updates_of_a_pod_beside_its_end(world: &mut World) {
+    if !world.is_berth() {
+        return;
+    }
+    let pod_id = world.run_pod(&world.pod("updated")).await.unwrap();
+    let record = world.daemon.root.join("records/pods").join(&pod_id);
+    let updates = |world: &World, shares: i64| {
+        let client = RuntimeServiceClient::new(world.channel());
+        let resources = Some(LinuxContainerResources { cpu_shares: shares, ..Default::default() });
+        let request =
+            UpdatePodSandboxResourcesRequest { pod_sandbox_id: pod_id.clone(), overhead: None, resources };
+        join_all((0..64).map(move |_| {
+            let (mut client, request) = (client.clone(), request.clone());
+            async move { client.update_pod_sandbox_resources(request).await }
+        }))
+    };
+    for answer in updates(world, 512).await {
+        answer.unwrap();
+    }
+    let (answers, stopped) = tokio::join!(updates(world, 513), world.stop_pod(&pod_id));
+    stopped.unwrap();
+    for answer in answers {
+        answer.unwrap();
+    }
+    // The record is whole, and says that the pod was stopped.
+    world.crash_and_restart().await;
+    let status = world.pod_status(&pod_id).await.unwrap();
+    assert_eq!(status.state, i32::from(PodSandboxState::SandboxNotready));
+    let (answers, removed) = tokio::join!(updates(world, 514), world.remove_pod(&pod_id));
+    removed.unwrap();
+    for answer in answers {
+        // One that came too late has none any more.
+        assert!(
+            answer.is_ok() || answer.as_ref().is_err_and(|status| status.code() == Code::NotFound),
+            "{answer:?}"
+        );
+    }
+    assert!(!record.exists(), "nothing wrote it again");
 }
 
 async fn a_failed_create_frees_the_metadata(world: &mut World) {

@@ -47,14 +47,11 @@ impl Task {
         {
             self.record.addresses = addresses;
             self.publish();
-            let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
+            let (file, id) = (self.file.clone(), self.record.id.clone());
+            file.change(|record| record.addresses.clone_from(&self.record.addresses));
             self.job(async move {
-                if let Err(error) = shared.records.put(&record.id, &record).await {
-                    tracing::error!(
-                        pod = record.id,
-                        error = crate::error::chain(&error),
-                        "writing the record"
-                    );
+                if let Err(error) = file.write().await {
+                    tracing::error!(pod = id, error = crate::error::chain(&error), "writing the record");
                 }
                 let _ = reply.send(result);
                 Done::Recorded

@@ -149,7 +149,7 @@ impl Task {
 
     fn take_down(&mut self) {
         self.pod_busy = true;
-        let (shared, mut record) = (Arc::clone(&self.shared), self.record.clone());
+        let (shared, record, file) = (Arc::clone(&self.shared), self.record.clone(), self.file.clone());
         let (operation, pod) = (self.begin(), self.seen());
         let due = !std::mem::replace(&mut self.told_stop, true);
         self.job(async move {
@@ -158,8 +158,7 @@ impl Task {
             }
             let mut errors = sandbox::stop(&shared, &record).await;
             if errors.is_empty() {
-                record.phase = PodPhase::PodNotReady.into();
-                errors.extend(shared.records.put(&record.id, &record).await.map_err(Error::Record).err());
+                errors.extend(file.enter(PodPhase::PodNotReady).await.map_err(Error::Record).err());
             }
             Done::PodStopped { errors, operation }
         });
@@ -188,15 +187,14 @@ impl Task {
     fn remove_all(&mut self) {
         if self.containers.is_empty() && self.creating.is_empty() {
             self.pod_busy = true;
-            let (shared, mut record) = (Arc::clone(&self.shared), self.record.clone());
+            let (shared, record, file) = (Arc::clone(&self.shared), self.record.clone(), self.file.clone());
             let (operation, pod) = (self.begin(), self.seen());
             let due = !std::mem::replace(&mut self.told_remove, true);
             self.job(async move {
                 if due {
                     tell_pod(operation.as_ref(), PodStep::Remove, &pod).await;
                 }
-                record.phase = PodPhase::PodRemoving.into();
-                if let Err(error) = shared.records.put(&record.id, &record).await {
+                if let Err(error) = file.enter(PodPhase::PodRemoving).await {
                     return Done::PodRemoved { errors: vec![error.into()], operation };
                 }
                 Done::PodRemoved { errors: sandbox::unmake(&shared, &record).await, operation }

@@ -119,10 +119,10 @@ impl Task {
         Arc::make_mut(&mut self.surroundings).config = Arc::clone(&self.config);
         self.record.config = Some((*self.config).clone());
         self.publish();
-        let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
-        let pod = self.seen();
+        let (file, pod) = (self.file.clone(), self.seen());
+        file.change(|record| record.config.clone_from(&self.record.config));
         self.job(async move {
-            let result = shared.records.put(&record.id, &record).await.map_err(Error::Record);
+            let result = file.write().await.map_err(Error::Record);
             tell_pod(operation.as_ref(), PodStep::Updated, &pod).await;
             let _ = reply.send(result);
             Done::Recorded
