@@ -6,6 +6,7 @@
 //!     index.json            the truth about which images there are
 //!     blobs/sha256/<hex>    verified content only
 //!     ingest/<hex>          content on its way; what a broken transfer left is continued
+//!     ingest/gone.<number>  content on its way out: it has lost its name, and is about to be unlinked
 //! <root>/layers/<short>/    one unpacked layer
 //!     layer.json            its chain id, size, and whether it is known to have reached the disk
 //!     fs/                   what overlayfs stacks
@@ -108,6 +109,9 @@ pub(crate) struct Store {
     state: RwLock<State>,
     /// One writer of `index.json` at a time.
     commit: Mutex<()>,
+    /// Held while content or a layer gets or loses its name on disk and its place in the state, which readers see meanwhile: the
+    /// disk may be slow. Taken before the state.
+    moving: Mutex<()>,
     /// One transfer for a blob, one unpacking for a chain id.
     pub(crate) blob_locks: locks::Locks<Digest>,
     pub(crate) layer_locks: locks::Locks<ChainId>,
@@ -129,6 +133,7 @@ impl Store {
             writes: options.writes.clone(),
             state: RwLock::default(),
             commit: Mutex::default(),
+            moving: Mutex::default(),
             blob_locks: locks::Locks::default(),
             layer_locks: locks::Locks::default(),
             serial: AtomicU64::new(0),

@@ -85,6 +85,7 @@ impl Store {
     /// Forgets content that turned out damaged.
     pub(crate) fn drop_blob(&self, digest: &Digest) {
         let path = self.blob_path(digest);
+        let _moving = self.moving.lock();
         if let Err(error) = std::fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -107,6 +108,7 @@ impl Store {
 
     /// Makes verified content visible under its digest.
     pub(crate) fn publish_blob(&self, from: &Path, digest: &Digest, size: u64) -> Result<(), Error> {
+        let _moving = self.moving.lock();
         std::fs::rename(from, self.blob_path(digest)).map_err(Error::io("renaming", from))?;
         self.state.write().blobs.insert(*digest, size);
         Ok(())

@@ -30,6 +30,9 @@ pub(crate) struct LayerRecord {
     /// The directory's name.
     #[serde(skip)]
     directory: String,
+    /// Tells a layer from the one of the same content that was made after it was removed.
+    #[serde(skip)]
+    making: u64,
 }
 
 impl Store {
@@ -92,26 +95,33 @@ impl Store {
         inodes: u64,
     ) -> Result<(), Error> {
         let Some(path) = work.path.clone() else { return Ok(()) };
-        let hex = chain.0.hex();
-        let taken = |name: &str| self.state.read().layers.values().any(|layer| layer.directory == name);
-        let short = hex.get(..SHORT).filter(|name| !taken(name)).unwrap_or(&hex).to_owned();
-        let record = LayerRecord {
+        let mut record = LayerRecord {
             chain,
             bytes,
             inodes,
             unsynced_boot: Some(self.boot.clone()),
-            directory: short.clone(),
+            directory: String::new(),
+            making: self.next(),
         };
-        let target = self.layers_directory.join(&short);
-        if target.exists() {
-            self.discard(&target);
-        }
-        self.timed("layers", &target, || {
+        let hex = chain.0.hex();
+        let mut in_the_way = None;
+        self.timed("layers", &self.layers_directory.join(&hex), || {
             write_record(&path, &record)?;
-            std::fs::rename(&path, &target).map_err(Error::io("renaming", &path))
+            let _moving = self.moving.lock();
+            let taken = |name: &str| self.state.read().layers.values().any(|layer| layer.directory == name);
+            record.directory = hex.get(..SHORT).filter(|name| !taken(name)).unwrap_or(&hex).to_owned();
+            let target = self.layers_directory.join(&record.directory);
+            if target.exists() {
+                in_the_way = Some(self.retire(&record)?);
+            }
+            std::fs::rename(&path, &target).map_err(Error::io("renaming", &path))?;
+            self.state.write().layers.insert(chain, record);
+            Ok(())
         })?;
         work.path = None;
-        self.state.write().layers.insert(chain, record);
+        if let Some(path) = in_the_way {
+            self.discard(&path);
+        }
         Ok(())
     }
 
@@ -144,7 +154,7 @@ impl Store {
         Ok(())
     }
 
-    /// Takes a layer out of sight at once. The caller holds the state and removes what is returned afterwards.
+    /// Takes a layer's directory out of the way at once. The caller holds `moving` and removes what is returned afterwards.
     pub(super) fn retire(&self, record: &LayerRecord) -> Result<PathBuf, Error> {
         let from = self.layers_directory.join(&record.directory);
         let to = self.layers_directory.join(format!("{WORK}gone-{}-{}", std::process::id(), self.next()));

@@ -1,13 +1,20 @@
 //! Mark and sweep: what no image, no hold and no pull needs goes.
 
 use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{Error, State, Store};
+use super::{Error, LayerRecord, State, Store};
 use crate::image::digest::{ChainId, Digest};
 
 /// What a broken transfer left may be continued for so long.
 const INGEST_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// Names of removed content whose room is not free yet begin so.
+const GONE: &str = "gone.";
+/// So much is taken out of sight at once: a disk may take its time for each name, and pulls wait to give names meanwhile.
+const BATCH: usize = 32;
 
 /// What a sweep did.
 #[derive(Debug, Default)]
@@ -82,60 +89,103 @@ impl Store {
     }
 
     /// Removes what nothing needs. Before [`Store::set_recovered`] it does nothing: containers of an earlier life may use
-    /// layers whose image is gone. Blocking.
+    /// layers whose image is gone. Blocking; others read the state and pull meanwhile.
     pub(crate) fn sweep(&self) -> SweepReport {
-        let mut report = SweepReport::default();
-        let mut gone = Vec::new();
-        {
+        self.sweep_by(&mut |path| std::fs::remove_file(path))
+    }
+
+    fn sweep_by(&self, unlink: &mut dyn FnMut(&Path) -> io::Result<()>) -> SweepReport {
+        let mut sweep = Sweep::default();
+        if !self.state.read().recovered {
+            return sweep.report;
+        }
+        while self.retire_some(&mut sweep) {
+            for path in sweep.layers.drain(..) {
+                self.discard(&path);
+            }
+            for path in sweep.blobs.drain(..) {
+                sweep.report.errors.extend(unlinked(&path, unlink(&path)).err());
+            }
+        }
+        self.sweep_ingest(&mut sweep.report);
+        sweep.report
+    }
+
+    /// Takes some of what nothing needs out of sight, by names of its own: what is pulled from now on does not meet it. `false`:
+    /// there is no more.
+    fn retire_some(&self, sweep: &mut Sweep) -> bool {
+        let _moving = self.moving.lock();
+        let (layers, blobs) = {
             let mut state = self.state.write();
-            if !state.recovered {
-                return report;
-            }
-            let (layers, blobs) = self.needed(&state);
-            let dead: Vec<_> =
-                state.layers.values().filter(|layer| !layers.contains(&layer.chain)).cloned().collect();
-            for layer in dead {
-                match self.retire(&layer) {
-                    Ok(path) => {
-                        gone.push(path);
-                        state.layers.remove(&layer.chain);
-                        report.layers.push(layer.chain);
-                        report.bytes += layer.bytes;
-                    }
-                    Err(error) => report.errors.push(error),
-                }
-            }
-            let dead: Vec<_> = state
-                .blobs
-                .iter()
-                .filter(|(digest, _)| !blobs.contains(digest))
-                .map(|(d, s)| (*d, *s))
+            let (needed_layers, needed_blobs) = self.needed(&state);
+            let layers: Vec<LayerRecord> = (state.layers.values())
+                .filter(|layer| {
+                    !needed_layers.contains(&layer.chain) && !sweep.stuck_layers.contains(&layer.chain)
+                })
+                .take(BATCH)
+                .cloned()
                 .collect();
-            for (digest, size) in dead {
-                let path = self.blob_path(&digest);
-                match std::fs::remove_file(&path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        report.errors.push(Error::io("removing", &path)(error));
-                    }
-                    _ => {
-                        state.blobs.remove(&digest);
-                        report.blobs.push(digest);
-                        report.bytes += size;
-                    }
+            let blobs: Vec<(Digest, u64)> = (state.blobs.iter())
+                .filter(|(digest, _)| !needed_blobs.contains(digest) && !sweep.stuck_blobs.contains(digest))
+                .map(|(digest, size)| (*digest, *size))
+                .take(BATCH)
+                .collect();
+            for layer in &layers {
+                state.layers.remove(&layer.chain);
+            }
+            for (digest, _) in &blobs {
+                state.blobs.remove(digest);
+            }
+            (layers, blobs)
+        };
+        let some = !layers.is_empty() || !blobs.is_empty();
+        for layer in layers {
+            match self.retire(&layer) {
+                Ok(path) => {
+                    sweep.layers.push(path);
+                    sweep.report.layers.push(layer.chain);
+                    sweep.report.bytes += layer.bytes;
+                }
+                Err(error) => {
+                    sweep.report.errors.push(error);
+                    sweep.stuck_layers.insert(layer.chain);
+                    self.state.write().layers.insert(layer.chain, layer);
                 }
             }
         }
-        for path in gone {
-            self.discard(&path);
+        for (digest, size) in blobs {
+            match self.retire_blob(&digest) {
+                Ok(path) => {
+                    sweep.blobs.extend(path);
+                    sweep.report.blobs.push(digest);
+                    sweep.report.bytes += size;
+                }
+                Err(error) => {
+                    sweep.report.errors.push(error);
+                    sweep.stuck_blobs.insert(digest);
+                    self.state.write().blobs.insert(digest, size);
+                }
+            }
         }
-        self.sweep_ingest(&mut report);
-        report
+        some
+    }
+
+    /// Takes content's name away. What it is called now is still to be unlinked, unless that is done.
+    fn retire_blob(&self, digest: &Digest) -> Result<Option<PathBuf>, Error> {
+        let from = self.blob_path(digest);
+        let to = self.ingest_directory().join(format!("{GONE}{}-{}", std::process::id(), self.next()));
+        match std::fs::rename(&from, &to) {
+            Ok(()) => Ok(Some(to)),
+            // A disk that is full may have no room for another name.
+            Err(_) => unlinked(&from, std::fs::remove_file(&from)).map(|()| None),
+        }
     }
 
     fn sweep_ingest(&self, report: &mut SweepReport) {
         let Ok(entries) = std::fs::read_dir(self.ingest_directory()) else { return };
         for entry in entries.flatten() {
-            let digest = format!("sha256:{}", entry.file_name().to_string_lossy()).parse::<Digest>();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let digest = format!("sha256:{name}").parse::<Digest>();
             if digest.is_ok_and(|digest| self.blob_locks.is_busy(&digest)) {
                 continue;
             }
@@ -143,9 +193,86 @@ impl Store {
                 entry.metadata().and_then(|metadata| metadata.modified()).ok().is_none_or(|time| {
                     SystemTime::now().duration_since(time).is_ok_and(|age| age > INGEST_AGE)
                 });
-            if old && let Err(error) = std::fs::remove_file(entry.path()) {
-                report.errors.push(Error::io("removing", &entry.path())(error));
+            // Whoever gave it that name unlinks it as well, but may have been ended before.
+            if old || name.starts_with(GONE) {
+                let path = entry.path();
+                report.errors.extend(unlinked(&path, std::fs::remove_file(&path)).err());
             }
         }
+    }
+}
+
+/// A sweep under way.
+#[derive(Debug, Default)]
+struct Sweep {
+    report: SweepReport,
+    /// Directories that have lost their names, and are still to be removed.
+    layers: Vec<PathBuf>,
+    /// Files likewise.
+    blobs: Vec<PathBuf>,
+    /// What could not be taken out of sight is not tried again.
+    stuck_layers: HashSet<ChainId>,
+    stuck_blobs: HashSet<Digest>,
+}
+
+/// A file that is not there any more is as good as removed.
+fn unlinked(path: &Path, result: io::Result<()>) -> Result<(), Error> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::image::Options;
+
+    #[test]
+    fn files_are_unlinked_while_others_go_on() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&Options::new(root.path())).unwrap();
+        let bytes: Vec<Vec<u8>> = (0..3 * BATCH).map(|number| number.to_string().into_bytes()).collect();
+        let digests: Vec<Digest> = bytes.iter().map(|bytes| store.write_blob(bytes).unwrap()).collect();
+        assert!(store.sweep().blobs.is_empty(), "before the recovery nothing goes");
+        store.set_recovered();
+        let mut unlinks = 0;
+        let report = store.sweep_by(&mut |path| {
+            if unlinks == 0 {
+                // Who waits for a lock that the sweep has would wait for ever.
+                store.hold(&[], &digests);
+                for bytes in &bytes {
+                    store.write_blob(bytes).unwrap();
+                }
+            }
+            unlinks += 1;
+            std::fs::remove_file(path)
+        });
+        assert!(report.errors.is_empty(), "{:?}", report.errors);
+        assert_eq!((unlinks, report.blobs.len()), (BATCH, BATCH), "what is wanted again meanwhile stays");
+        for (digest, bytes) in digests.iter().zip(&bytes) {
+            assert!(store.has_blob(digest, bytes.len() as u64));
+            assert_eq!(store.read_blob(digest, 100).unwrap(), *bytes);
+        }
+        store.release(&[], &digests);
+        assert_eq!(store.sweep().blobs.len(), digests.len());
+        for directory in [store.blobs_directory(), store.ingest_directory()] {
+            assert_eq!(std::fs::read_dir(directory).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn what_a_killed_sweep_left_goes_with_the_next() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&Options::new(root.path())).unwrap();
+        store.set_recovered();
+        let digest = store.write_blob(b"left").unwrap();
+        let report = store.sweep_by(&mut |_| Err(io::ErrorKind::Interrupted.into()));
+        assert_eq!(report.blobs, [digest]);
+        // Said once, and the file is gone all the same: the end of the sweep looked again.
+        assert_eq!(report.errors.len(), 1);
+        assert_eq!(std::fs::read_dir(store.ingest_directory()).unwrap().count(), 0);
     }
 }
