@@ -127,6 +127,15 @@ impl Store {
 
     /// Has everything written so far reach the disk, and says so in the records.
     pub(super) fn sync_layers(&self) -> Result<(), Error> {
+        let directory = std::fs::File::open(&self.layers_directory)
+            .map_err(Error::io("opening", &self.layers_directory))?;
+        self.sync_layers_by(&mut || {
+            rustix::fs::syncfs(&directory)
+                .map_err(|errno| Error::io("syncing", &self.layers_directory)(errno.into()))
+        })
+    }
+
+    fn sync_layers_by(&self, sync: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> {
         let unsynced: Vec<LayerRecord> = self
             .state
             .read()
@@ -138,17 +147,23 @@ impl Store {
         if unsynced.is_empty() {
             return Ok(());
         }
-        let directory = std::fs::File::open(&self.layers_directory)
-            .map_err(Error::io("opening", &self.layers_directory))?;
-        rustix::fs::syncfs(&directory)
-            .map_err(|errno| Error::io("syncing", &self.layers_directory)(errno.into()))?;
-        for record in unsynced {
+        sync()?;
+        for record in &unsynced {
             // Not while somebody removes it or makes it again.
-            let mut state = self.state.write();
-            if let Some(layer) = state.layers.get_mut(&record.chain).filter(|layer| **layer == record) {
-                let synced = LayerRecord { unsynced_boot: None, ..record };
+            let _moving = self.moving.lock();
+            if self.state.read().layers.get(&record.chain) == Some(record) {
+                let synced = LayerRecord { unsynced_boot: None, ..record.clone() };
                 write_record(&self.layers_directory.join(&synced.directory), &synced)?;
-                *layer = synced;
+            }
+        }
+        if self.discard_unpacked {
+            // The blobs may go as soon as the state says so: without them, a layer whose record did not reach the disk is lost.
+            sync()?;
+        }
+        let mut state = self.state.write();
+        for record in &unsynced {
+            if let Some(layer) = state.layers.get_mut(&record.chain).filter(|layer| *layer == record) {
+                layer.unsynced_boot = None;
             }
         }
         Ok(())
@@ -199,5 +214,79 @@ impl Drop for Work {
         {
             tracing::warn!(path = %path.display(), error = %Chain(&error), "an unfinished layer could not be removed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::image::Options;
+    use crate::image::digest::Digest;
+
+    const CHAIN: &[u8] = b"a layer";
+
+    fn store(root: &Path, discard_unpacked_layers: bool) -> Store {
+        let options = Options { discard_unpacked_layers, ..Options::new(root) };
+        let store = Store::open(&options).unwrap();
+        store.set_recovered();
+        store
+    }
+
+    fn publish(store: &Store) -> ChainId {
+        let chain = ChainId(Digest::of(CHAIN));
+        store.publish_layer(store.layer_work().unwrap(), chain, 1, 1).unwrap();
+        chain
+    }
+
+    /// Whether the layer counts as synced: in memory, and by its record.
+    fn synced(store: &Store, chain: ChainId) -> (bool, bool) {
+        let path = store.layer_path(&chain).unwrap().with_file_name("layer.json");
+        let record: LayerRecord = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let known = store.state.read().layers.get(&chain).unwrap().unsynced_boot.is_none();
+        (known, record.unsynced_boot.is_none())
+    }
+
+    #[test]
+    fn blobs_may_go_only_when_the_record_has_reached_the_disk() {
+        for (discard, expected) in
+            [(true, vec![(false, false), (false, true)]), (false, vec![(false, false)])]
+        {
+            let root = tempfile::tempdir().unwrap();
+            let store = store(root.path(), discard);
+            let chain = publish(&store);
+            store.hold(&[chain], &[]);
+            let mut seen = Vec::new();
+            store
+                .sync_layers_by(&mut || {
+                    seen.push(synced(&store, chain));
+                    Ok(())
+                })
+                .unwrap();
+            assert_eq!(seen, expected);
+            assert_eq!(synced(&store, chain), (true, true));
+        }
+    }
+
+    #[test]
+    fn a_layer_that_is_made_again_meanwhile_is_not_synced() {
+        let root = tempfile::tempdir().unwrap();
+        let store = store(root.path(), true);
+        let chain = publish(&store);
+        let mut syncs = 0;
+        store
+            .sync_layers_by(&mut || {
+                if syncs == 0 {
+                    assert_eq!(store.sweep().layers, [chain]);
+                    publish(&store);
+                }
+                syncs += 1;
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(synced(&store, chain), (false, false));
+        store.sync_layers().unwrap();
+        assert_eq!(synced(&store, chain), (true, true));
     }
 }
