@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::{AtFlags, CWD, linkat};
 
 use super::Error;
+use crate::container::spec::layers;
 use crate::image::pack::{self, Bounds, Hidden};
 
 /// Most files of a checkpoint, and of a container's writable layer.
@@ -66,8 +67,9 @@ fn deleted(upper: &Path, lower: &[PathBuf], hidden: Hidden) -> Vec<String> {
     let mut list: Vec<String> = hidden.deleted.iter().map(|path| name(path)).collect();
     for directory in &hidden.opaque {
         let relative = Path::new(std::ffi::OsStr::from_bytes(directory));
-        for layer in lower {
-            for entry in fs::read_dir(layer.join(relative)).into_iter().flatten().flatten() {
+        // What was a link there leads to the node's own files, as seen from here.
+        for layer in layers::directories_at(lower, relative).unwrap_or_default() {
+            for entry in fs::read_dir(layer).into_iter().flatten().flatten() {
                 let below = relative.join(entry.file_name());
                 if upper.join(&below).symlink_metadata().is_err() {
                     list.push(name(below.as_os_str().as_bytes()));
@@ -205,5 +207,23 @@ mod tests {
         }
         let hidden = Hidden { deleted: vec![b"etc/group".to_vec()], opaque: vec![b"home".to_vec()] };
         assert_eq!(deleted(&upper, &[lower], hidden), ["/etc/group", "/home/gone"]);
+    }
+
+    #[test]
+    fn a_link_that_became_a_directory_hides_nothing_of_the_node() {
+        let directory = tempfile::tempdir().unwrap();
+        let (upper, lower) = (directory.path().join("upper"), directory.path().join("lower"));
+        let node = directory.path().join("node");
+        for path in [upper.join("home"), upper.join("way/deep"), lower.clone(), node.join("deep")] {
+            fs::create_dir_all(path).unwrap();
+        }
+        for name in ["secret", "deep/secret"] {
+            fs::write(node.join(name), "").unwrap();
+        }
+        for link in ["home", "way"] {
+            std::os::unix::fs::symlink(&node, lower.join(link)).unwrap();
+        }
+        let hidden = Hidden { deleted: Vec::new(), opaque: vec![b"home".to_vec(), b"way/deep".to_vec()] };
+        assert_eq!(deleted(&upper, &[lower], hidden), [""; 0]);
     }
 }

@@ -58,6 +58,20 @@ pub(crate) fn directories(layers: &[PathBuf], path: &Path) -> io::Result<Option<
         Target::Directory(at) => at,
         Target::File(..) | Target::Special => return Err(Errno::NOTDIR.into()),
     };
+    stack(&roots, layers, &at).map(Some)
+}
+
+/// The same of exactly this path: no link is followed. None where the image has no directory, or nothing.
+pub(crate) fn directories_at(layers: &[PathBuf], path: &Path) -> io::Result<Vec<PathBuf>> {
+    let roots = roots(layers)?;
+    if path.components().next().is_none() || matches!(look_up(&roots, path)?, Entry::Directory) {
+        return stack(&roots, layers, path);
+    }
+    Ok(Vec::new())
+}
+
+/// The directories at a path without links, down to the one that hides the others.
+fn stack(roots: &[OwnedFd], layers: &[PathBuf], at: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     'layers: for (root, layer) in roots.iter().zip(layers) {
         let mut hides = false;
@@ -78,12 +92,12 @@ pub(crate) fn directories(layers: &[PathBuf], path: &Path) -> io::Result<Option<
             hides |= is_opaque(&file);
         }
         // Without a trailing slash for the root.
-        found.push(if at.as_os_str().is_empty() { layer.clone() } else { layer.join(&at) });
+        found.push(if at.as_os_str().is_empty() { layer.clone() } else { layer.join(at) });
         if hides {
             break;
         }
     }
-    Ok(Some(found))
+    Ok(found)
 }
 
 /// What a path leads to in the merged view, its links followed; paths are relative to the root and have no links.
